@@ -1,0 +1,165 @@
+"""How a backend presents itself, and how it is found.
+
+A backend says what it cannot run, with a reason, before it compiles; it compiles a graph into a
+program; a program runs samples. It never imports what the graph does not need, and a backend
+that is not installed is an error with the install line, not a silent other choice.
+
+Third parties add a backend with an entry point in the group `snnkit.backends` that names a
+function without arguments which returns a `Backend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from snnkit.errors import BackendMissing, UnsupportedByBackend, UsageError
+from snnkit.graph import Graph
+
+MODES = ("settle", "events", "steps", "fuzz")
+
+BUILT_IN = {"numba": "snnkit.backends.numba_cpu", "reference": "snnkit.reference"}
+INSTALL = {"numba": "pip install numba"}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """In which order the events of one presentation happen. The final state never depends on it.
+
+    mode :
+    - settle : topological order, graded spikes, every neuron evaluated once: sum |S| is minimal.
+    - events : unit spikes; the first layer (in topological order) that has a neuron able to fire
+      goes next, one spike per such neuron.
+    - steps : synchronous; in a step every neuron able to fire does so once. Ends by itself.
+    - fuzz : random order, random subsets, delayed deliveries; drawn from `seed`.
+    delay : steps only. 1: a spike arrives one step later (as on chips); 0: in the same step.
+    phase : steps only. Layer l (counted from 0) may fire from step phase * l on.
+    """
+
+    mode: str = "settle"
+    seed: int = 0
+    delay: int = 1
+    phase: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UsageError(f"mode {self.mode!r}; expected one of {', '.join(MODES)}")
+        if self.delay not in (0, 1) or self.phase < 0 or self.seed < 0:
+            raise UsageError(f"{self}; expected delay 0 or 1, phase >= 0, seed >= 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What one run gave.
+
+    outputs : by output name, [N, ...] float, the same bits as onnxruntime on the file, except
+    behind Softmax and LogSoftmax, whose float arithmetic differs (compare `counts` there).
+    counts : by node name, [N, *shape] int64, for every node that was asked for.
+    spikes : by spike node, [N, 2] int64: unit spikes fired, +1 and -1 (a graded spike of size k
+    counts k). synops : by conv and linear node, [N] int64: messages times synapses they crossed.
+    steps : [N] int64, steps with at least one spike (mode steps), else 0.
+    """
+
+    outputs: Mapping[str, npt.NDArray[Any]]
+    counts: Mapping[str, npt.NDArray[np.int64]]
+    spikes: Mapping[str, npt.NDArray[np.int64]]
+    synops: Mapping[str, npt.NDArray[np.int64]]
+    steps: npt.NDArray[np.int64]
+    seconds: float
+    backend: str
+    digest: str
+
+
+class Program(Protocol):
+    """A graph made ready to run."""
+
+    graph: Graph
+
+    def run(
+        self,
+        x: Any,
+        *,
+        mode: str = "settle",
+        record: Sequence[str] = (),
+        seed: int = 0,
+        delay: int = 1,
+        phase: int = 0,
+    ) -> Result:
+        """Present samples x, [N, *shape] or a mapping by input name. `record` names nodes whose
+        values to keep, or is ("spike",) / ("all",) for all spiking nodes / all nodes."""
+
+
+class Backend(Protocol):
+    """Turns graphs into programs."""
+
+    name: str
+
+    def unsupported(self, graph: Graph) -> list[tuple[str, str]]:
+        """(node, reason) for everything that this backend cannot run."""
+
+    def compile(self, graph: Graph) -> Program:
+        """A program for a graph without unsupported nodes."""
+
+
+def available() -> dict[str, str]:
+    """Names of the backends known here and where they come from."""
+    found = {p.name: p.value for p in entry_points(group="snnkit.backends")}
+    return {**found, **BUILT_IN}
+
+
+def get(name: str) -> Backend:
+    """The backend of that name. Raises UsageError if unknown, BackendMissing if not installed."""
+    if name in BUILT_IN:
+        try:
+            backend: Backend = import_module(BUILT_IN[name]).backend()
+        except ImportError as error:
+            raise BackendMissing(
+                f"backend '{name}' is not installed ({error}); run: {INSTALL.get(name, 'pip install snnkit')}"
+            ) from error
+        return backend
+    for point in entry_points(group="snnkit.backends"):
+        if point.name == name:
+            plugin: Backend = point.load()()
+            return plugin
+    raise UsageError(f"backend '{name}'; expected one of {', '.join(sorted(available()))}")
+
+
+def compile(graph: Graph, backend: str = "numba") -> Program:
+    """A program that runs `graph` on the named backend.
+
+    Raises UnsupportedByBackend, with every node and reason, if the backend cannot run it.
+    """
+    chosen = get(backend)
+    problems = chosen.unsupported(graph)
+    if problems:
+        lines = "\n".join(f"  node '{node}': {reason}" for node, reason in problems)
+        raise UnsupportedByBackend(f"backend '{backend}' cannot run this graph:\n{lines}")
+    return chosen.compile(graph)
+
+
+def recorded(graph: Graph, record: Sequence[str]) -> tuple[str, ...]:
+    """The node names meant by `record`. Raises UsageError for a name that is not there."""
+    if tuple(record) == ("all",):
+        return tuple(n.name for n in graph.nodes)
+    if tuple(record) == ("spike",):
+        return tuple(n.name for n in graph.of("spike"))
+    unknown = [name for name in record if name not in graph.node]
+    if unknown:
+        raise UsageError(f"record: no node '{unknown[0]}'; expected names of nodes, spike or all")
+    return tuple(record)
+
+
+def finish(
+    graph: Graph, readouts: Mapping[str, npt.NDArray[np.int64]]
+) -> Mapping[str, npt.NDArray[Any]]:
+    """Float outputs by name from the integer values of the readout nodes."""
+    from snnkit.boundary import dequantise
+
+    return MappingProxyType({b.name: dequantise(b, readouts[b.node]) for b in graph.outputs})

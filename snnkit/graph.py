@@ -1,0 +1,281 @@
+"""THE VOCABULARY: Node and Graph. One graph, two readings.
+
+The quantised network and the spiking network are the same object. Read densely, a spike node is
+S = staircase(A); read in time, it is a bipolar integrate-and-fire neuron whose unique quiescent
+state is that S. Every value between two nodes is an integer. The ops are in `snnkit.ops.TABLE`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from snnkit.errors import BadShape, FloatArray, InvalidGraph, RangeOverflow, TooLarge, UnknownOp
+from snnkit.ops import TABLE
+
+INT32_BOUND = 2**31 - 1
+MAX_UNITS = 2**28
+"""Most units of one node: a size is checked before anything of that size is allocated."""
+MAX_NODES = 100_000
+ARRAY, TENSOR = "%", "@"
+"""First letters of the file's inner names, so that they meet none of the model's own."""
+
+
+def frozen(array: npt.ArrayLike, dtype: npt.DTypeLike = None) -> npt.NDArray[Any]:
+    """A read-only copy in C order."""
+    copy = np.array(array, dtype=dtype, order="C", copy=True)
+    copy.flags.writeable = False
+    return copy
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One node: name, op, names of its inputs, shape (no batch axis), arrays, attributes.
+
+    lo, hi : proved bounds of the value. peak : proved bound of |every partial sum|.
+    Make nodes with `make_node`, which derives shape and bounds from the op's row in the table.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    params: Mapping[str, npt.NDArray[Any]]
+    attrs: Mapping[str, Any]
+    lo: int
+    hi: int
+    peak: int
+
+    @property
+    def units(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def make_node(
+    name: str,
+    op: str,
+    inputs: Sequence[Node] = (),
+    params: Mapping[str, npt.ArrayLike] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> Node:
+    """A node whose shape and bounds follow from its op. Raises InvalidGraph and its subclasses."""
+    row = TABLE.get(op)
+    if row is None:
+        raise UnknownOp(f"node '{name}': op '{op}'; expected one of {', '.join(TABLE)}")
+    if row.arity is not None and len(inputs) != row.arity:
+        raise BadShape(f"node '{name}' ({op}): {len(inputs)} inputs; expected {row.arity}")
+    arrays = {}
+    for key, value in (params or {}).items():
+        dtype = row.dtype(key)
+        if dtype is None:
+            raise InvalidGraph(f"node '{name}' ({op}): array '{key}' is not one of this op's")
+        arrays[key] = _integers(name, key, np.asarray(value), dtype)
+    attributes = _plain(attrs or {})
+    try:
+        shapes = [n.shape for n in inputs]
+        shape = tuple(int(n) for n in row.shape(attributes, arrays, shapes))
+        bounds = [(n.lo, n.hi) for n in inputs]
+        if int(np.prod([float(n) for n in shape])) > MAX_UNITS:
+            raise TooLarge(f"{shape} units; the limit is {MAX_UNITS}")
+        lo, hi, peak = row.bounds(attributes, arrays, bounds, shapes)
+    except InvalidGraph as error:
+        raise type(error)(f"node '{name}' ({op}): {error}") from error
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise InvalidGraph(f"node '{name}' ({op}): bad attributes {dict(attributes)}") from error
+    if max(peak, hi, -lo) >= INT32_BOUND:
+        raise RangeOverflow(
+            f"node '{name}' ({op}): a charge can reach {max(peak, hi, -lo)}; expected below 2^31; "
+            "use fewer weight bits or fewer levels"
+        )
+    names = tuple(n.name for n in inputs)
+    return Node(name, op, names, shape, MappingProxyType(arrays), attributes, lo, hi, peak)
+
+
+def _integers(node: str, key: str, value: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    if value.dtype.kind not in "iu":
+        raise FloatArray(
+            f"node '{node}': array '{key}' is {value.dtype}; expected integers only right of the "
+            "quantiser"
+        )
+    limits = np.iinfo(dtype)
+    if value.size and (value.min() < limits.min or value.max() > limits.max):
+        raise RangeOverflow(f"node '{node}': array '{key}' leaves {dtype}")
+    return frozen(value, dtype)
+
+
+def _plain(attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Attributes as str, int, bool and tuples of int, in sorted order."""
+    plain: dict[str, Any] = {}
+    for key in sorted(attrs):
+        value = attrs[key]
+        if isinstance(value, (str, bool)):
+            plain[key] = value
+        elif isinstance(value, (int, np.integer)):
+            plain[key] = int(value)
+        elif isinstance(value, (list, tuple)) and all(
+            isinstance(v, (int, np.integer)) for v in value
+        ):
+            plain[key] = tuple(int(v) for v in value)
+        else:
+            raise InvalidGraph(f"attribute '{key}' = {value!r}; expected int, str or a list of int")
+    return MappingProxyType(plain)
+
+
+@dataclass(frozen=True, eq=False)
+class Boundary:
+    """Where a float tensor of the model becomes integers, or integers become a float tensor.
+
+    name : the tensor's name in the source model. node : the input or readout node.
+    dtype : ONNX name of its type, e.g. "float32". dims : the declared dimensions with the batch
+    axis; a str is symbolic. scale, offset : float32, scalar or broadcasting against the shape.
+    Input: q = clip(rint((x - offset) / scale), lo, hi), rounding half to even.
+    Output: y = q * scale, then `post`, a list of (op, axis) among Softmax, LogSoftmax, ArgMax.
+    """
+
+    name: str
+    node: str
+    dtype: str
+    dims: tuple[int | str, ...]
+    scale: npt.NDArray[np.float32]
+    offset: npt.NDArray[np.float32]
+    post: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Nodes in topological order, the boundaries, and where they came from (`meta`, strings)."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Boundary, ...]
+    outputs: tuple[Boundary, ...]
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def node(self) -> Mapping[str, Node]:
+        return MappingProxyType({n.name: n for n in self.nodes})
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = {n.name: [] for n in self.nodes}
+        for n in self.nodes:
+            for source in n.inputs:
+                found[source].append(n.name)
+        return MappingProxyType({k: tuple(v) for k, v in found.items()})
+
+    def of(self, *ops: str) -> tuple[Node, ...]:
+        """The nodes of the given ops, in topological order."""
+        return tuple(n for n in self.nodes if n.op in ops)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the canonical form: structure, attributes, arrays, boundaries, meta."""
+        state = hashlib.sha256(json.dumps(describe(self), sort_keys=True).encode())
+        for array in _all_arrays(self):
+            state.update(str((array.dtype.str, array.shape)).encode())
+            state.update(np.ascontiguousarray(array).tobytes())
+        return state.hexdigest()
+
+    def check(self) -> None:
+        """Raise InvalidGraph (or a subclass) for the first rule that the graph breaks."""
+        if not self.nodes or len(self.nodes) > MAX_NODES:
+            raise TooLarge(f"{len(self.nodes)} nodes; expected 1 to {MAX_NODES}")
+        known: dict[str, Node] = {}
+        for n in self.nodes:
+            if n.name in known:
+                raise InvalidGraph(f"node '{n.name}': the name is taken twice")
+            missing = [s for s in n.inputs if s not in known]
+            if missing:
+                raise InvalidGraph(f"node '{n.name}': input '{missing[0]}' does not come before it")
+            again = make_node(n.name, n.op, [known[s] for s in n.inputs], n.params, n.attrs)
+            derived = (again.shape, again.lo, again.hi, again.peak)
+            if derived != (n.shape, n.lo, n.hi, n.peak):
+                raise InvalidGraph(f"node '{n.name}': shape or bounds do not follow from its op")
+            known[n.name] = n
+        self._check_boundaries(known)
+
+    def _check_boundaries(self, known: Mapping[str, Node]) -> None:
+        inputs = [n.name for n in self.nodes if n.op == "input"]
+        readouts = [n.name for n in self.nodes if n.op == "readout"]
+        if sorted(b.node for b in self.inputs) != sorted(inputs):
+            raise InvalidGraph("the input boundaries and the input nodes are not the same")
+        if sorted(b.node for b in self.outputs) != sorted(readouts) or not readouts:
+            raise InvalidGraph("the output boundaries and the readout nodes are not the same")
+        tensors = [b.name for b in (*self.inputs, *self.outputs)]
+        if len(set(tensors)) != len(tensors) or "" in tensors:
+            raise InvalidGraph(f"boundary names {tensors}; expected distinct names")
+        for b in (*self.inputs, *self.outputs):
+            _check_boundary(b, known[b.node])
+
+
+def _check_boundary(b: Boundary, node: Node) -> None:
+    shape = node.shape
+    for name, array in (("scale", b.scale), ("offset", b.offset)):
+        fits = array.dtype == np.float32 and bool(np.isfinite(array).all())
+        try:
+            fits = fits and np.broadcast_shapes(shape, array.shape) == shape
+        except ValueError:
+            fits = False
+        if not fits or sum(n > 1 for n in array.shape) > 1:
+            raise InvalidGraph(
+                f"boundary '{b.name}': {name} {array.dtype} {array.shape}; expected finite float32 "
+                f"that varies along at most one axis of {shape}"
+            )
+    if node.op == "readout" and b.offset.any():
+        raise InvalidGraph(f"boundary '{b.name}': offset; an output's offset lies in its bias")
+    if b.name.startswith((ARRAY, TENSOR)):
+        raise InvalidGraph(f"boundary '{b.name}': the name starts with {b.name[0]}, rename it")
+    if not (b.scale > 0).all():
+        raise InvalidGraph(f"boundary '{b.name}': scale {b.scale.min()}; expected above zero")
+    if any(isinstance(d, int) and d < 1 for d in b.dims):
+        raise InvalidGraph(f"boundary '{b.name}': dimensions {b.dims}; expected positive ones")
+    if node.op == "input" and tuple(b.dims[1:]) != shape:
+        raise InvalidGraph(f"boundary '{b.name}': dimensions {b.dims} do not match {shape}")
+    for step in b.post:
+        if step.get("op") not in ("Softmax", "LogSoftmax", "ArgMax"):
+            raise UnknownOp(f"boundary '{b.name}': '{step.get('op')}' cannot follow a readout")
+
+
+def describe(graph: Graph) -> dict[str, Any]:
+    """The structure without arrays' content, as plain JSON. The file keeps it; the digest too."""
+    return {
+        "nodes": [
+            {
+                "name": n.name,
+                "op": n.op,
+                "inputs": list(n.inputs),
+                "attrs": dict(n.attrs),
+                "params": {k: list(n.params[k].shape) for k in sorted(n.params)},
+            }
+            for n in graph.nodes
+        ],
+        "inputs": [_describe_boundary(b) for b in graph.inputs],
+        "outputs": [_describe_boundary(b) for b in graph.outputs],
+        "meta": dict(sorted(graph.meta.items())),
+    }
+
+
+def _describe_boundary(b: Boundary) -> dict[str, Any]:
+    return {
+        "name": b.name,
+        "node": b.node,
+        "dtype": b.dtype,
+        "dims": list(b.dims),
+        "scale": list(b.scale.shape),
+        "offset": list(b.offset.shape),
+        "post": [dict(sorted(step.items())) for step in b.post],
+    }
+
+
+def _all_arrays(graph: Graph) -> Iterable[npt.NDArray[Any]]:
+    for n in graph.nodes:
+        yield from (n.params[k] for k in sorted(n.params))
+    for b in (*graph.inputs, *graph.outputs):
+        yield from (b.scale, b.offset)

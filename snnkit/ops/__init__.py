@@ -1,0 +1,18 @@
+"""THE TABLE: one row per op. Adding an op is one class, one line here, one row of tests."""
+
+from __future__ import annotations
+
+from snnkit.ops.arithmetic import Add
+from snnkit.ops.boundary import Input, Readout
+from snnkit.ops.op import Op, Writer
+from snnkit.ops.pooling import MaxPool, SumPool
+from snnkit.ops.route import Route
+from snnkit.ops.spike import Spike
+from snnkit.ops.synapses import Conv, Linear
+
+TABLE: dict[str, Op] = {
+    op.name: op
+    for op in (Input(), Conv(), Linear(), Add(), SumPool(), MaxPool(), Route(), Spike(), Readout())
+}
+
+__all__ = ["TABLE", "Op", "Writer"]
