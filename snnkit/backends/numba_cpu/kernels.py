@@ -1,0 +1,464 @@
+"""The event-driven engine: compiled once, for all networks.
+
+A network is data here: one row of integers per node (`Net.nodes`) that points into flat arrays.
+Everything compiled lies in this one file, with the names of the columns: Numba's cache looks at
+the date of the file of the called function only, and would run stale code if a second file
+changed.
+
+Synapses work per event: a conv or linear node compares each unit of its input with what it was
+told of it (the tracer), and adds difference * weight row to its charges. Everything else
+recomputes from its inputs, and only after one of them changed (`Work.dirty`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Array = npt.NDArray[Any]
+F = TypeVar("F", bound=Callable[..., Any])
+
+INPUT, SYNAPSE, SUM, WEIGHTED, MAX, UNIFORM, LADDER, READOUT = range(8)
+"""Kinds of nodes."""
+
+SETTLE, EVENTS, STEPS, FUZZ = range(4)
+MODE, SEED, DELAY, PHASE, LAST_STEP = range(5)
+"""Entries of `how`."""
+
+(
+    # every node; its readers are ints[READERS:READERS_END]
+    KIND, UNITS, VALUE, READERS, READERS_END, SOURCE, TOLD,
+    # synapses: extent and strides of the input as (row, column, channel), then the weights as
+    # [channel][tap row][tap column][output channel of the group]
+    ROWS, COLUMNS, GROUPS, PER_GROUP, ROW_STRIDE, COLUMN_STRIDE, CHANNEL_STRIDE,
+    WEIGHT, TAP_ROWS, TAP_COLUMNS, OUT_COLUMNS, OUT_CHANNELS, OUT_PER_GROUP,
+    ROW_FIRST, ROW_TAPS, COLUMN_FIRST, COLUMN_TAPS,
+    # sums and maxima: output unit u reads state[INDEX[FIRST[u]:FIRST[u + 1]]]
+    FIRST, INDEX, MULTIPLIER,
+    # neurons; BIAS also of readouts
+    BIAS, THETA, LO, HI, LEVEL, CELL, LADDER_ROW, THRESHOLDS, VALUES, STEPS_OF_ROW,
+) = range(37)  # fmt: skip
+FIELDS = 37
+"""Columns of `Net.nodes`. Positions in `ints`, `weights` and the state are absolute."""
+
+PLUS, MINUS, SYNOPS = range(3)
+"""Columns of a sample's tally."""
+
+STEP_LIMIT = 1_000_000
+"""No acyclic network needs so many steps."""
+
+ALL = 10
+"""Portions are tenths: a chance of 10 in 10 is certain."""
+
+
+class Net(NamedTuple):
+    """What all samples and threads share; never written."""
+
+    nodes: Array  # int64 [node, field]
+    ints: Array  # int32
+    weights: Array  # int8
+    rest: Array  # int32, the state before any input
+
+
+class Work(NamedTuple):
+    """What one thread writes."""
+
+    state: Array  # int32: values, tracers, cells of ladders
+    dirty: Array  # uint8 [node]: an input changed since the node last looked
+    tally: Array  # int64 [node, 3]
+    random: Array  # uint64 [1]
+
+
+def kernel(function: F) -> F:
+    """A part of the engine, called by compiled code only."""
+    part: F = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return part
+
+
+@kernel
+def draw(random: Array, below: int) -> int:
+    """A random integer (xorshift64*), the same on every machine and in every thread."""
+    s = random[0]
+    s ^= s >> np.uint64(12)
+    s ^= s << np.uint64(25)
+    s ^= s >> np.uint64(27)
+    random[0] = s
+    return np.int64((s * np.uint64(2685821657736338717)) >> np.uint64(33)) % below
+
+
+@kernel
+def changed(net: Net, work: Work, n: int) -> None:
+    """Tell the readers of node n to look again."""
+    for i in range(net.nodes[n, READERS], net.nodes[n, READERS_END]):
+        work.dirty[net.ints[i]] = 1
+
+
+@kernel
+def receive(net: Net, work: Work, n: int, portion: int) -> bool:
+    """Deliver to node n what changed at its inputs; False if nothing did.
+
+    With a portion below ALL only a random part of the messages arrives, the rest stays under way.
+    """
+    if not work.dirty[n]:
+        return False
+    kind = net.nodes[n, KIND]
+    if kind == SYNAPSE:
+        cross_synapses(net, work, n, portion)
+    elif kind == UNIFORM or kind == LADDER:
+        take_charge(net, work, n, portion)
+    else:
+        portion = ALL
+        if recompute(net, work, n):
+            changed(net, work, n)
+    if portion == ALL:
+        work.dirty[n] = 0
+    return True
+
+
+@kernel
+def cross_synapses(net: Net, work: Work, n: int, portion: int) -> None:
+    """Add difference * weights for each input unit that differs from its tracer."""
+    p, ints, weights = net.nodes[n], net.ints, net.weights
+    source, told = work.state[p[SOURCE] :], work.state[p[TOLD] :]
+    charge = work.state[p[VALUE] : p[VALUE] + p[UNITS]]
+    row_first, row_taps = ints[p[ROW_FIRST] :], ints[p[ROW_TAPS] :]
+    column_first, column_taps = ints[p[COLUMN_FIRST] :], ints[p[COLUMN_TAPS] :]
+    rows, columns, groups, per_group = p[ROWS], p[COLUMNS], p[GROUPS], p[PER_GROUP]
+    row_stride, column_stride, stride = p[ROW_STRIDE], p[COLUMN_STRIDE], p[CHANNEL_STRIDE]
+    channels, width = p[OUT_CHANNELS], p[OUT_PER_GROUP]
+    tap_row = p[TAP_COLUMNS] * width
+    tap_channel = p[TAP_ROWS] * tap_row
+    out_row = p[OUT_COLUMNS] * channels
+    synops = 0
+    for y in range(rows):
+        for x in range(columns):
+            at = y * row_stride + x * column_stride - stride
+            w_channel = p[WEIGHT] - tap_channel
+            for g in range(groups):
+                for _ in range(per_group):
+                    at += stride
+                    w_channel += tap_channel
+                    delta = source[at] - told[at]
+                    if delta == 0 or (portion < ALL and draw(work.random, ALL) >= portion):
+                        continue
+                    told[at] = source[at]
+                    for a in range(row_first[y], row_first[y + 1]):
+                        w_row = w_channel + row_taps[3 * a] * tap_row
+                        o_row = row_taps[3 * a + 1] * out_row + g * width
+                        for b in range(column_first[x], column_first[x + 1]):
+                            w = w_row + column_taps[3 * b] * width
+                            o = o_row + column_taps[3 * b + 1] * channels
+                            run = column_taps[3 * b + 2] * width
+                            # views first, or LLVM does not vectorise the loop
+                            target, row = charge[o : o + run], weights[w : w + run]
+                            for j in range(run):
+                                target[j] += delta * row[j]
+                            synops += run
+    if synops:
+        work.tally[n, SYNOPS] += synops
+        changed(net, work, n)
+
+
+@kernel
+def take_charge(net: Net, work: Work, n: int, portion: int) -> None:
+    """A spike node learns its charge."""
+    p = net.nodes[n]
+    source = work.state[p[SOURCE] : p[SOURCE] + p[UNITS]]
+    told = work.state[p[TOLD] : p[TOLD] + p[UNITS]]
+    if portion == ALL:
+        told[:] = source
+        return
+    for i in range(p[UNITS]):
+        if draw(work.random, ALL) < portion:
+            told[i] = source[i]
+
+
+@kernel
+def recompute(net: Net, work: Work, n: int) -> bool:
+    """A sum, a maximum or a readout, from the present values; False if it stays the same."""
+    p, state = net.nodes[n], work.state
+    kind, units = p[KIND], p[UNITS]
+    value = state[p[VALUE] : p[VALUE] + units]
+    differs = 0
+    if kind == READOUT:
+        source, bias = state[p[SOURCE] : p[SOURCE] + units], net.ints[p[BIAS] : p[BIAS] + units]
+        for u in range(units):
+            new = source[u] + bias[u]
+            differs |= new ^ value[u]
+            value[u] = new
+        return differs != 0
+    first, index = net.ints[p[FIRST] : p[FIRST] + units + 1], net.ints[p[INDEX] :]
+    multiplier = net.ints[p[MULTIPLIER] :]
+    for u in range(units):
+        begin, end = first[u], first[u + 1]
+        if kind == MAX:
+            new = np.int64(state[index[begin]])
+            for i in range(begin + 1, end):
+                new = max(new, np.int64(state[index[i]]))
+        elif kind == WEIGHTED:
+            new = np.int64(0)
+            for i in range(begin, end):
+                new += state[index[i]] * multiplier[i]
+        else:
+            new = np.int64(0)
+            for i in range(begin, end):
+                new += state[index[i]]
+        differs |= new ^ value[u]
+        value[u] = new
+    return differs != 0
+
+
+@kernel
+def direction(v: int, s: int, theta: int, lo: int, hi: int) -> int:
+    """+1 where a neuron of charge v and tracer s is able to fire up, -1 where down, else 0."""
+    return np.int64((v >= theta * (s + 1)) & (s < hi)) - np.int64((v < theta * s) & (s > lo))
+
+
+@kernel
+def fire(net: Net, work: Work, n: int, portion: int) -> bool:
+    """One unit spike from each neuron able to fire (from a random portion of them)."""
+    if net.nodes[n, KIND] == LADDER:
+        moved = climb(net, work, n, portion)
+    else:
+        moved = fire_uniform(net, work, n, portion)
+    if moved:
+        changed(net, work, n)
+    return moved
+
+
+@kernel
+def fire_uniform(net: Net, work: Work, n: int, portion: int) -> bool:
+    p, units = net.nodes[n], net.nodes[n, UNITS]
+    lo, hi = p[LO], p[HI]
+    value = work.state[p[VALUE] : p[VALUE] + units]
+    charge = work.state[p[TOLD] : p[TOLD] + units]
+    bias, theta = net.ints[p[BIAS] : p[BIAS] + units], net.ints[p[THETA] : p[THETA] + units]
+    plus = minus = 0
+    if portion == ALL:
+        for u in range(units):
+            step = direction(charge[u] + bias[u], value[u], theta[u], lo, hi)
+            value[u] += step
+            plus += step > 0
+            minus += step < 0
+    else:
+        for u in range(units):
+            if draw(work.random, ALL) < portion:
+                step = direction(charge[u] + bias[u], value[u], theta[u], lo, hi)
+                value[u] += step
+                plus += step > 0
+                minus += step < 0
+    work.tally[n, PLUS] += plus
+    work.tally[n, MINUS] += minus
+    return plus + minus > 0
+
+
+@kernel
+def climb(net: Net, work: Work, n: int, portion: int) -> bool:
+    """Neurons on ladders move one cell; a cell of the same value moves without a spike."""
+    p, ints, units = net.nodes[n], net.ints, net.nodes[n, UNITS]
+    value, cell = work.state[p[VALUE] :], work.state[p[CELL] :]
+    charge, bias, row = work.state[p[TOLD] :], ints[p[BIAS] :], ints[p[LADDER_ROW] :]
+    steps = p[STEPS_OF_ROW]
+    moved = False
+    for u in range(units):
+        if portion < ALL and draw(work.random, ALL) >= portion:
+            continue
+        v, c = charge[u] + bias[u], np.int64(cell[u])
+        ladder = p[THRESHOLDS] + row[u] * steps
+        if c < steps and v >= ints[ladder + c]:
+            c += 1
+        elif c > 0 and v < ints[ladder + c - 1]:
+            c -= 1
+        else:
+            continue
+        moved = True
+        cell[u] = c
+        emit(work, n, value, u, ints[p[VALUES] + row[u] * (steps + 1) + c])
+    return moved
+
+
+@kernel
+def emit(work: Work, n: int, value: Array, u: int, new: int) -> None:
+    """Neuron u sends new minus old as one message, counted as so many unit spikes."""
+    spikes = new - value[u]
+    work.tally[n, PLUS] += max(spikes, 0)
+    work.tally[n, MINUS] += max(-spikes, 0)
+    value[u] = new
+
+
+@kernel
+def settle_node(net: Net, work: Work, n: int) -> None:
+    """One graded spike from each neuron, straight to the quiescent value of its charge."""
+    if net.nodes[n, KIND] == LADDER:
+        settle_ladder(net, work, n)
+    else:
+        settle_uniform(net, work, n)
+    changed(net, work, n)
+
+
+@kernel
+def settle_uniform(net: Net, work: Work, n: int) -> None:
+    p, units = net.nodes[n], net.nodes[n, UNITS]
+    lo, hi = np.float64(p[LO]), np.float64(p[HI])
+    value = work.state[p[VALUE] : p[VALUE] + units]
+    charge = work.state[p[TOLD] : p[TOLD] + units]
+    bias, theta = net.ints[p[BIAS] : p[BIAS] + units], net.ints[p[THETA] : p[THETA] + units]
+    plus = minus = 0
+    for u in range(units):
+        # float64 floors exactly here: an integer quotient below 2^31 and its lower neighbour
+        # 1/theta away differ by more than half a unit in the last place. It also vectorises.
+        v = np.float64(charge[u]) + np.float64(bias[u])
+        new = np.int32(min(max(np.floor(v / np.float64(theta[u])), lo), hi))
+        spikes = new - value[u]
+        plus += max(spikes, 0)
+        minus += max(-spikes, 0)
+        value[u] = new
+    work.tally[n, PLUS] += plus
+    work.tally[n, MINUS] += minus
+
+
+@kernel
+def settle_ladder(net: Net, work: Work, n: int) -> None:
+    p, ints, units = net.nodes[n], net.ints, net.nodes[n, UNITS]
+    value, cell = work.state[p[VALUE] :], work.state[p[CELL] :]
+    charge, bias, row = work.state[p[TOLD] :], ints[p[BIAS] :], ints[p[LADDER_ROW] :]
+    steps = p[STEPS_OF_ROW]
+    for u in range(units):
+        v = charge[u] + bias[u]
+        ladder = p[THRESHOLDS] + row[u] * steps
+        below, above = np.int64(0), np.int64(steps)
+        while below < above:
+            middle = (below + above) >> 1
+            if v >= ints[ladder + middle]:
+                below = middle + 1
+            else:
+                above = middle
+        cell[u] = below
+        emit(work, n, value, u, ints[p[VALUES] + row[u] * (steps + 1) + below])
+
+
+@kernel
+def is_neuron(net: Net, n: int) -> bool:
+    return net.nodes[n, KIND] == UNIFORM or net.nodes[n, KIND] == LADDER
+
+
+@kernel
+def deliver_all(net: Net, work: Work) -> None:
+    for n in range(len(net.nodes)):
+        receive(net, work, n, ALL)
+
+
+@kernel
+def settle(net: Net, work: Work) -> None:
+    for n in range(len(net.nodes)):
+        receive(net, work, n, ALL)
+        if is_neuron(net, n):
+            settle_node(net, work, n)
+
+
+@kernel
+def events(net: Net, work: Work) -> None:
+    deliver_all(net, work)
+    for n in range(len(net.nodes)):
+        if is_neuron(net, n):
+            while fire(net, work, n, ALL):
+                deliver_all(net, work)
+
+
+@kernel
+def count_spikes(work: Work) -> int:
+    return work.tally[:, PLUS].sum() + work.tally[:, MINUS].sum()
+
+
+@kernel
+def synchronous_steps(net: Net, work: Work, how: Array) -> int:
+    """The last step with a spike; -1 if there is no end."""
+    last = 0
+    deliver_all(net, work)
+    for step in range(1, STEP_LIMIT):
+        before, moved = count_spikes(work), False
+        for n in range(len(net.nodes)):
+            if is_neuron(net, n):
+                if step > how[PHASE] * net.nodes[n, LEVEL]:
+                    moved |= fire(net, work, n, ALL)
+                if how[DELAY] == 0:
+                    deliver_all(net, work)
+        deliver_all(net, work)
+        if count_spikes(work) > before:
+            last = step
+        if not moved and step > how[LAST_STEP]:
+            return last
+    return -1
+
+
+@kernel
+def fuzz(net: Net, work: Work, seed: int) -> None:
+    """Random firings and random partial deliveries until nothing is left to do."""
+    # any odd number is a valid state; the first draws of close seeds are alike, so drop some
+    work.random[0] = np.uint64(seed) * np.uint64(11400714819323198485) | np.uint64(1)
+    for _ in range(8):
+        draw(work.random, ALL)
+    nodes = len(net.nodes)
+    active = True
+    while active:
+        active = False
+        for _ in range(2 * nodes):
+            active |= disturb(net, work, draw(work.random, nodes), False)
+        if not active:
+            # random picks may miss work; a full sweep that finds none proves quiescence
+            for n in range(nodes):
+                active |= disturb(net, work, n, True)
+
+
+@kernel
+def disturb(net: Net, work: Work, n: int, everything: bool) -> bool:
+    some = (1, 5, ALL)
+    active = receive(net, work, n, ALL if everything else some[draw(work.random, 3)])
+    if is_neuron(net, n):
+        active |= fire(net, work, n, ALL if everything else some[draw(work.random, 3)])
+    return active
+
+
+@kernel
+def present(net: Net, work: Work, x: Array) -> None:
+    """Forget the last sample and inject x, the values of all input nodes side by side."""
+    work.state[:] = net.rest
+    work.dirty[:] = 0
+    work.tally[:] = 0
+    at = 0
+    for n in range(len(net.nodes)):
+        if net.nodes[n, KIND] == INPUT:
+            first, units = net.nodes[n, VALUE], net.nodes[n, UNITS]
+            work.state[first : first + units] = x[at : at + units]
+            at += units
+            changed(net, work, n)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator, misc]
+def run_samples(
+    net: Net, work: Work, how: Array, x: Array, keep: Array, kept: Array, tally: Array, steps: Array
+) -> None:
+    """Run the samples x [N, units] one after the other.
+
+    Writes per sample: the values of the nodes `keep`, side by side, the tally, the steps.
+    """
+    for s in range(len(x)):
+        present(net, work, x[s])
+        if how[MODE] == SETTLE:
+            settle(net, work)
+        elif how[MODE] == EVENTS:
+            events(net, work)
+        elif how[MODE] == STEPS:
+            steps[s] = synchronous_steps(net, work, how)
+        else:
+            fuzz(net, work, how[SEED])
+        tally[s] = work.tally
+        at = 0
+        for n in keep:
+            first, units = net.nodes[n, VALUE], net.nodes[n, UNITS]
+            kept[s, at : at + units] = work.state[first : first + units]
+            at += units

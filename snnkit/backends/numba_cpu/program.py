@@ -1,0 +1,191 @@
+"""Runs samples through the engine: chunks of them, each chunk in one thread."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from snnkit.backends import MODES, Result, Schedule, finish, recorded
+from snnkit.backends.numba_cpu import kernels as k
+from snnkit.backends.numba_cpu.layout import KINDS, flatten, state_sizes
+from snnkit.boundary import as_inputs, quantise
+from snnkit.errors import SnnkitError, UsageError
+from snnkit.graph import Graph
+from snnkit.reference import spike_levels
+
+Array = npt.NDArray[Any]
+
+CHUNK = 64
+"""Most samples of one call into the engine."""
+CHUNK_UNITS = 2**22
+"""Most units of inputs and recorded nodes that one call holds, over its samples."""
+STATE_LIMIT = 2**31
+"""Places in the state are 32-bit indices."""
+
+
+class NumbaProgram:
+    """A flattened graph. Any number of threads may call `run`."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self._layout = flatten(graph)
+        self._levels = spike_levels(graph)
+        # compile (or load from the cache) now, so that no run's time contains it
+        empty = {b.name: np.zeros((0, *graph.node[b.node].shape)) for b in graph.inputs}
+        _Run(self, Schedule(), empty, (), 0).chunk(self._work(), slice(0, 0))
+
+    def run(
+        self,
+        x: Any,
+        *,
+        mode: str = "settle",
+        record: Sequence[str] = (),
+        seed: int = 0,
+        delay: int = 1,
+        phase: int = 0,
+        threads: int | None = None,
+    ) -> Result:
+        """As `snnkit.backends.Program.run`, on `threads` threads (default: one per CPU).
+
+        Result.seconds is the time from checked inputs to integers, quantisation included. Mode
+        fuzz draws the same random schedule for every sample, from `seed`.
+        """
+        schedule = Schedule(mode, seed, delay, phase)
+        names = recorded(self.graph, record)
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads {threads}; expected at least 1")
+        inputs = as_inputs(self.graph, x)
+        samples = len(next(iter(inputs.values())))
+        start = time.perf_counter()
+        run = _Run(self, schedule, inputs, names, samples)
+        run.all(threads or os.cpu_count() or 1)
+        seconds = time.perf_counter() - start
+        if (run.steps < 0).any():
+            raise SnnkitError(f"not quiescent after {k.STEP_LIMIT} steps")
+        index = self._layout.index
+        return Result(
+            outputs=finish(self.graph, run.counts),
+            counts={name: run.counts[name] for name in names},
+            spikes={n.name: run.tally[:, index[n.name], :2] for n in self.graph.of("spike")},
+            synops={
+                n.name: run.tally[:, index[n.name], k.SYNOPS]
+                for n in self.graph.of("conv", "linear")
+            },
+            steps=run.steps,
+            seconds=seconds,
+            backend="numba",
+            digest=self.graph.digest,
+        )
+
+    def _work(self) -> k.Work:
+        net = self._layout.net
+        nodes = len(net.nodes)
+        return k.Work(
+            np.zeros(net.rest.size, np.int32),
+            np.zeros(nodes, np.uint8),
+            np.zeros((nodes, 3), np.int64),
+            np.ones(1, np.uint64),
+        )
+
+
+class _Run:
+    """One run: its arguments, and its results, which chunks of samples write side by side."""
+
+    def __init__(
+        self,
+        program: NumbaProgram,
+        schedule: Schedule,
+        inputs: Mapping[str, Array],
+        record: Sequence[str],
+        samples: int,
+    ):
+        self.program, self.inputs, self.samples = program, inputs, samples
+        graph = program.graph
+        last = schedule.phase * max(program._levels.values(), default=0)
+        mode = MODES.index(schedule.mode)
+        seed = schedule.seed % 2**63
+        self.how = np.array([mode, seed, schedule.delay, schedule.phase, last], np.int64)
+        names = dict.fromkeys((*record, *(b.node for b in graph.outputs)))
+        self.kept = [graph.node[name] for name in names]
+        self.counts = {n.name: np.zeros((samples, *n.shape), np.int64) for n in self.kept}
+        self.tally = np.zeros((samples, len(graph.nodes), 3), np.int64)
+        self.steps = np.zeros(samples, np.int64)
+
+    def all(self, threads: int) -> None:
+        size = self._chunk_size(threads)
+        chunks = [slice(i, min(i + size, self.samples)) for i in range(0, self.samples, size)]
+        threads = min(threads, len(chunks))
+        # a thread takes a work area for the time of a chunk, so there are no more than threads
+        idle: SimpleQueue[k.Work] = SimpleQueue()
+        for _ in range(threads):
+            idle.put(self.program._work())
+
+        def one(chunk: slice) -> None:
+            work = idle.get()
+            try:
+                self.chunk(work, chunk)
+            finally:
+                idle.put(work)
+
+        if threads == 1:
+            for chunk in chunks:
+                one(chunk)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(one, chunks):
+                pass
+
+    def _chunk_size(self, threads: int) -> int:
+        graph = self.program.graph
+        units = sum(n.units for n in (*graph.of("input"), *self.kept))
+        return max(1, min(CHUNK, -(-self.samples // threads), CHUNK_UNITS // units))
+
+    def chunk(self, work: k.Work, chunk: slice) -> None:
+        """Quantise, run and store the samples of one chunk."""
+        graph, layout = self.program.graph, self.program._layout
+        blocks = {}
+        for b in graph.inputs:
+            node = graph.node[b.node]
+            counts = quantise(b, node, self.inputs[b.name][chunk])
+            blocks[b.node] = layout.to_block(node, counts.astype(np.int32))
+        x = np.concatenate([blocks[n.name] for n in graph.of("input")], axis=1)
+        keep = np.array([layout.index[n.name] for n in self.kept], np.int64)
+        kept = np.zeros((len(x), sum(n.units for n in self.kept)), np.int32)
+        tally, steps = self.tally[chunk], self.steps[chunk]
+        k.run_samples(layout.net, work, self.how, x, keep, kept, tally, steps)
+        at = 0
+        for n in self.kept:
+            self.counts[n.name][chunk] = layout.from_block(n, kept[:, at : at + n.units])
+            at += n.units
+
+
+class NumbaBackend:
+    """Event-driven execution on the CPU, in as many threads as there are CPUs."""
+
+    name = "numba"
+
+    def unsupported(self, graph: Graph) -> list[tuple[str, str]]:
+        """Ops without a kernel, and networks whose state is too large for 32-bit indices."""
+        found = [(n.name, f"op '{n.op}'") for n in graph.nodes if n.op not in KINDS]
+        size = 0
+        for node in graph.nodes:
+            size += sum(state_sizes(node, graph))
+            if size >= STATE_LIMIT:
+                found.append((node.name, f"the state up to here has {size} units; at most 2^31"))
+                break
+        return found
+
+    def compile(self, graph: Graph) -> NumbaProgram:
+        graph.check()
+        return NumbaProgram(graph)
+
+
+def backend() -> NumbaBackend:
+    return NumbaBackend()

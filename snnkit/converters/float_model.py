@@ -1,0 +1,291 @@
+"""A float model made ready to be read: one input form, static shapes, constants evaluated.
+
+Instead of simplifying the graph, every intermediate tensor is exposed and onnxruntime runs the
+model once: that gives the shape of every tensor and the value of everything that does not depend
+on the data, whatever operators the exporter used for it (ARCHITECTURE.md, "Normalising").
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.inliner
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from snnkit.boundary import DTYPES, check_samples
+from snnkit.errors import BadCalibration, ExternalData, Problem, UnreadableFile, UnsupportedModel
+from snnkit.files import is_ours, parse_model, read_bytes
+
+Array = npt.NDArray[Any]
+RUN_BYTES = 512 * 2**20
+"""Bytes of intermediate tensors held at once while calibrating."""
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One ONNX node, with attributes as Python values."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any]
+    proto: onnx.NodeProto
+
+
+@dataclass(frozen=True)
+class Port:
+    """A graph input or output as declared: name, ONNX type, dimensions (str: symbolic)."""
+
+    name: str
+    dtype: str
+    dims: tuple[int | str, ...]
+
+
+def read_source(source: Any) -> tuple[onnx.ModelProto, str]:
+    """(model, sha256 of the source) from a path, bytes or a ModelProto. Checked for self-containment."""
+    if isinstance(source, onnx.ModelProto):
+        content, model, folder = source.SerializeToString(deterministic=True), onnx.ModelProto(), None
+        model.CopyFrom(source)
+        where = "the model"
+    elif isinstance(source, (bytes, bytearray)):
+        content, folder, where = bytes(source), None, "the model"
+        model = parse_model(content, where)
+    else:
+        content, folder, where = read_bytes(source), Path(os.fspath(source)).parent, str(source)
+        model = parse_model(content, where)
+    if is_ours(model):
+        raise UnsupportedModel(
+            [Problem(where, "file", "is a converted network already", "run or verify it instead")]
+        )
+    digest = sha256(content)
+    for tensor in _external(model):
+        digest.update(_load_external(tensor, folder, where))
+    return model, digest.hexdigest()
+
+
+def _external(model: onnx.ModelProto) -> list[TensorProto]:
+    found = [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    for node in model.graph.node:
+        for a in node.attribute:
+            if a.HasField("t") and a.t.data_location == TensorProto.EXTERNAL:
+                found.append(a.t)
+    return found
+
+
+def _load_external(tensor: TensorProto, folder: Path | None, where: str) -> bytes:
+    """Bring the tensor's data in; only from inside the model's own folder."""
+    info = {e.key: e.value for e in tensor.external_data}
+    location = info.get("location", "")
+    if folder is None:
+        raise ExternalData(f"{where}: tensor '{tensor.name}' lies in '{location}'; give a path")
+    target = (folder / location).resolve()
+    if not location or not target.is_relative_to(folder.resolve()):
+        raise ExternalData(
+            f"{where}: tensor '{tensor.name}' points to '{location}', outside the model's folder"
+        )
+    try:
+        offset, length = int(info.get("offset", 0)), int(info.get("length", -1))
+        with open(target, "rb") as file:
+            file.seek(offset)
+            data = file.read(length) if length >= 0 else file.read()
+    except (OSError, ValueError) as error:
+        raise ExternalData(f"{where}: tensor '{tensor.name}': '{location}': {error}") from error
+    if length >= 0 and len(data) != length:
+        raise ExternalData(f"{where}: '{location}' ends before tensor '{tensor.name}' does")
+    tensor.raw_data = data
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.DEFAULT
+    return data
+
+
+def _ports(values: Iterable[onnx.ValueInfoProto]) -> tuple[Port, ...]:
+    ports = []
+    for value in values:
+        kind = value.type.tensor_type.elem_type
+        names = {helper.np_dtype_to_tensor_dtype(np.dtype(t)): n for n, t in DTYPES.items()}
+        dims: list[int | str] = []
+        for i, d in enumerate(value.type.tensor_type.shape.dim):
+            symbol = d.dim_param or ("batch" if i == 0 else f"dim{i}")
+            dims.append(d.dim_value if d.dim_value > 0 else symbol)
+        dtype = names.get(kind, TensorProto.DataType.Name(kind).lower())
+        ports.append(Port(value.name, dtype, tuple(dims)))
+    return tuple(ports)
+
+
+def _op(node: onnx.NodeProto) -> Op:
+    attrs = {}
+    for a in node.attribute:
+        value = helper.get_attribute_value(a)
+        attrs[a.name] = value.decode() if isinstance(value, bytes) else value
+    name = node.name or (node.output[0] if node.output else node.op_type)
+    op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+    return Op(name, op, tuple(node.input), tuple(node.output), attrs, node)
+
+
+class FloatModel:
+    """A float ONNX model: its nodes, its ports, shapes and constants, and a way to run it."""
+
+    def __init__(self, source: Any):
+        model, self.source_digest = read_source(source)
+        self.model = self._own(model)
+        self.opset = next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.ops = tuple(_op(n) for n in self._alive(self.model.graph))
+        self.inputs = _ports(self.model.graph.input)
+        self.outputs = _ports(self.model.graph.output)
+        self.constants: dict[str, Array] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, np.dtype[Any]] = {}
+        self.batch = 1
+        self.batch_is_free = False
+        self.static = self._independent_of_data()
+
+    @staticmethod
+    def _own(model: onnx.ModelProto) -> onnx.ModelProto:
+        """Inlined, without declared shapes, initialisers no longer among the inputs."""
+        try:
+            model = onnx.inliner.inline_local_functions(model)
+        except Exception as error:  # the inliner raises bare RuntimeErrors on damaged models
+            raise UnreadableFile(f"the model's functions cannot be inlined: {error}") from error
+        named = {t.name for t in model.graph.initializer}
+        inputs = [v for v in model.graph.input if v.name not in named]
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        del model.graph.value_info[:]
+        return model
+
+    @staticmethod
+    def _alive(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+        needed = {v.name for v in graph.output}
+        alive = []
+        for node in reversed(graph.node):
+            if needed.intersection(node.output):
+                alive.append(node)
+                needed.update(node.input)
+        return alive[::-1]
+
+    def _independent_of_data(self) -> frozenset[str]:
+        known = {t.name for t in self.model.graph.initializer} | {""}
+        for op in self.ops:
+            shape_only = op.op in ("Shape", "Size")
+            subgraphs = any(isinstance(v, onnx.GraphProto) for v in op.attrs.values())
+            if (shape_only or all(i in known for i in op.inputs)) and not subgraphs:
+                known.update(op.outputs)
+        return frozenset(known)
+
+    @property
+    def data_ops(self) -> tuple[Op, ...]:
+        """The nodes whose outputs depend on the data."""
+        return tuple(op for op in self.ops if not set(op.outputs) <= self.static)
+
+    def fix_shapes(self, samples: Mapping[str, Array] | None) -> None:
+        """Run the model once; fills shapes, dtypes, constants, batch. Raises UnsupportedModel."""
+        self.inputs = tuple(self._resolved(p, samples) for p in self.inputs)
+        declared = {p.dims[0] if p.dims else 1 for p in self.inputs}
+        if any(not p.dims for p in self.inputs) or not self.inputs:
+            self._refuse("an input without a batch axis", "give every input a leading batch axis")
+        fixed = [d for d in declared if isinstance(d, int)]
+        if len(set(fixed)) > 1:
+            self._refuse(f"inputs with batch sizes {sorted(fixed)}", "use one batch size")
+        # two tells a batch axis from an axis of size one; a large fixed batch is tried free first
+        tries = [2, 1] if not fixed else [fixed[0]] if fixed[0] <= 64 else [2, fixed[0]]
+        message = ""
+        for batch in tries:
+            try:
+                self._probe(batch, samples)
+            except Exception as error:  # onnxruntime raises many kinds
+                message = str(error).splitlines()[0]
+                continue
+            self.batch, self.batch_is_free = batch, batch != (fixed or [0])[0]
+            return
+        self._refuse(f"onnxruntime cannot run it: {message}", "repair the model first")
+
+    def _refuse(self, reason: str, remedy: str) -> None:
+        raise UnsupportedModel([Problem(self.model.graph.name or "model", "model", reason, remedy)])
+
+    def _resolved(self, port: Port, samples: Mapping[str, Array] | None) -> Port:
+        if port.dtype not in DTYPES:
+            self._refuse(f"input '{port.name}' of type {port.dtype}", f"use one of {sorted(DTYPES)}")
+        dims = list(port.dims)
+        given = None if samples is None else np.shape(samples.get(port.name, ()))
+        for i, d in enumerate(dims[1:], 1):
+            if isinstance(d, str):
+                if not given or len(given) != len(dims):
+                    self._refuse(
+                        f"input '{port.name}' has the symbolic dimension '{d}'",
+                        "give calibration data, whose shape fixes it",
+                    )
+                assert given is not None
+                dims[i] = int(given[i])
+        return Port(port.name, port.dtype, tuple(dims))
+
+    def _probe(self, batch: int, samples: Mapping[str, Array] | None) -> None:
+        feeds = {}
+        for port in self.inputs:
+            shape = (batch, *port.dims[1:])
+            dtype = DTYPES[port.dtype]
+            if samples is None:
+                feeds[port.name] = np.ones(shape, dtype)
+            else:
+                feeds[port.name] = np.resize(samples[port.name][:batch], shape).astype(dtype)
+        names = [o for op in self.ops for o in op.outputs if o]
+        values = self._session(names).run(names, feeds)
+        tensors = dict(zip(names, values, strict=True)) | feeds
+        for name, value in tensors.items():
+            array = np.asarray(value)
+            self.shapes[name], self.dtypes[name] = array.shape, array.dtype
+            if name in self.static:
+                self.constants[name] = array
+        for tensor in self.model.graph.initializer:
+            self.constants[tensor.name] = numpy_helper.to_array(tensor)
+            self.shapes[tensor.name] = self.constants[tensor.name].shape
+
+    def _session(self, names: Sequence[str]) -> ort.InferenceSession:
+        """A session with free shapes that gives the named tensors."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        del model.graph.output[:]
+        model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(names))
+        for value in model.graph.input:
+            for d in value.type.tensor_type.shape.dim[:1]:
+                d.Clear()
+                d.dim_param = "batch"
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        content = model.SerializeToString()
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def check(self, x: Any, what: str = "calibration data") -> dict[str, Array]:
+        """Samples by input name, checked against the ports. Raises BadCalibration."""
+        named = dict(x) if isinstance(x, Mapping) else {self.inputs[0].name: x}
+        wanted = [p.name for p in self.inputs]
+        if sorted(named) != sorted(wanted):
+            raise BadCalibration(f"{what} for inputs {sorted(named)}; expected {wanted}")
+        arrays = {p.name: check_samples(p.name, p.dtype, p.dims, named[p.name]) for p in self.inputs}
+        if len({len(a) for a in arrays.values()}) != 1:
+            raise BadCalibration(f"{what}: the inputs have different numbers of samples")
+        return arrays
+
+    def run(self, samples: Mapping[str, Array], names: Sequence[str]) -> Iterable[dict[str, Array]]:
+        """Values of the named tensors, chunk by chunk; each [n, ...] without padding samples."""
+        count = len(next(iter(samples.values())))
+        size = sum(int(np.prod(self.shapes[n])) for n in names) * 8 // self.batch
+        chunk = self.batch
+        if self.batch_is_free:
+            chunk = int(np.clip(RUN_BYTES // max(size, 1), 1, 256))
+        session = self._session(names)
+        for start in range(0, count, chunk):
+            real = min(chunk, count - start)
+            index = np.minimum(np.arange(start, start + (chunk if not self.batch_is_free else real)), count - 1)
+            values = session.run(list(names), {k: v[index] for k, v in samples.items()})
+            yield {n: np.asarray(v)[:real] for n, v in zip(names, values, strict=True)}
