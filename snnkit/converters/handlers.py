@@ -16,25 +16,8 @@ from snnkit.converters.activations import Activation
 from snnkit.converters.float_model import Array, Op
 from snnkit.converters.layout import LAYOUT, move
 from snnkit.converters.network import WIDE, Affine, Refusal, padded_response
-from snnkit.converters.pooling import POOLING
+from snnkit.converters.pooling import POOLING, spatial_pads
 from snnkit.converters.reader import Handler, Posted, Reader, per_sample
-
-
-def spatial_pads(op: Op, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...]:
-    """Begins, then ends, from pads or auto_pad."""
-    d = len(kernel)
-    mode = op.attrs.get("auto_pad", "NOTSET")
-    if mode in ("NOTSET", ""):
-        return tuple(op.attrs.get("pads", [0] * 2 * d))
-    if mode == "VALID":
-        return (0,) * (2 * d)
-    strides, dilations = op.attrs.get("strides", [1] * d), op.attrs.get("dilations", [1] * d)
-    totals = [
-        max((-(-n // s) - 1) * s + (k - 1) * e + 1 - n, 0)
-        for n, k, s, e in zip(sizes, kernel, strides, dilations, strict=True)
-    ]
-    small, large = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
-    return small + large if mode == "SAME_UPPER" else large + small
 
 
 def conv(reader: Reader, op: Op) -> None:
@@ -70,7 +53,8 @@ def _linear(reader: Reader, x: Affine, tensor: str, weight: Array, name: str) ->
         raise Refusal(f"weights {weight.shape} for a sample of shape {x.shape}")
     x = reader.net.byte(x, tensor, axis=-1)
     floats = weight.astype(np.float64)
-    y = reader.net.synapses(name, "linear", x, floats * np.broadcast_to(x.scale, x.scale.shape[:-1] + (x.shape[-1],)).reshape(-1, x.shape[-1])[:1])
+    per_feature = np.broadcast_to(x.scale.reshape(-1), x.shape[-1:])
+    y = reader.net.synapses(name, "linear", x, floats * per_feature)
     offset = np.broadcast_to(x.offset, (*x.offset.shape[:-1], x.shape[-1])) @ floats.T
     return reader.net.affine(y.node, y.scale, offset)
 
@@ -251,10 +235,9 @@ def posted(reader: Reader, op: Op) -> None:
     axis = int(op.attrs.get("axis", default)) % rank
     if axis == 0:
         raise Refusal(f"{op.op} along the batch axis")
-    if old and any(n > 1 for n in x.shape[axis:]):
-        raise Refusal(f"{op.op} of operator set {reader.model.opset} over several axes") if (
-            axis != rank - 1
-        ) else None
+    if old and axis != rank - 1 and int(np.prod(x.shape[axis:])) > 1:
+        # before operator set 13 everything from `axis` on is one axis
+        raise Refusal(f"{op.op} of operator set {reader.model.opset} over several axes")
     step: dict[str, Any] = {"op": op.op, "axis": axis}
     if op.op == "ArgMax":
         if op.attrs.get("select_last_index", 0):

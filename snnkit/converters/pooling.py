@@ -16,10 +16,25 @@ from snnkit.ops.synapses import windows
 FINEST = 2**12
 
 
+def spatial_pads(op: Op, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """Begins, then ends, from pads or auto_pad."""
+    d = len(kernel)
+    mode = op.attrs.get("auto_pad", "NOTSET")
+    if mode in ("NOTSET", ""):
+        return tuple(op.attrs.get("pads", [0] * 2 * d))
+    if mode == "VALID":
+        return (0,) * (2 * d)
+    strides, dilations = op.attrs.get("strides", [1] * d), op.attrs.get("dilations", [1] * d)
+    totals = [
+        max((-(-n // s) - 1) * s + (k - 1) * e + 1 - n, 0)
+        for n, k, s, e in zip(sizes, kernel, strides, dilations, strict=True)
+    ]
+    small, large = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
+    return small + large if mode == "SAME_UPPER" else large + small
+
+
 def _geometry(op: Op, x: Affine) -> tuple[dict[str, Any], tuple[int, ...]]:
     """Attributes of the pooling node, and the pads that the model itself declares."""
-    from snnkit.converters.handlers import spatial_pads
-
     kernel = tuple(op.attrs["kernel_shape"])
     d = len(kernel)
     if d not in (1, 2) or len(x.shape) != d + 1:

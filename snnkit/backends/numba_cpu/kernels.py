@@ -52,7 +52,7 @@ STEP_LIMIT = 1_000_000
 """No acyclic network needs so many steps."""
 
 ALL = 10
-"""Portions are tenths: a chance of 10 in 10 is certain."""
+"""A portion of ten tenths. Below it, only mode fuzz: a random part happens, the rest later."""
 
 
 class Net(NamedTuple):
@@ -70,6 +70,7 @@ class Work(NamedTuple):
     state: Array  # int32: values, tracers, cells of ladders
     dirty: Array  # uint8 [node]: an input changed since the node last looked
     tally: Array  # int64 [node, 3]
+    portion: Array  # int64 [1]: how many tenths of the messages and spikes happen now
     random: Array  # uint64 [1]
 
 
@@ -91,6 +92,14 @@ def draw(random: Array, below: int) -> int:
 
 
 @kernel
+def copy(source: Array, target: Array) -> None:
+    """target[:] = source; written so, Numba would spend seconds on compiling the message of the
+    error that different lengths raise."""
+    for i in range(len(target)):
+        target[i] = source[i]
+
+
+@kernel
 def changed(net: Net, work: Work, n: int) -> None:
     """Tell the readers of node n to look again."""
     for i in range(net.nodes[n, READERS], net.nodes[n, READERS_END]):
@@ -98,29 +107,26 @@ def changed(net: Net, work: Work, n: int) -> None:
 
 
 @kernel
-def receive(net: Net, work: Work, n: int, portion: int) -> bool:
-    """Deliver to node n what changed at its inputs; False if nothing did.
-
-    With a portion below ALL only a random part of the messages arrives, the rest stays under way.
-    """
+def receive(net: Net, work: Work, n: int) -> bool:
+    """Deliver to node n what changed at its inputs; False if nothing did."""
     if not work.dirty[n]:
         return False
     kind = net.nodes[n, KIND]
     if kind == SYNAPSE:
-        cross_synapses(net, work, n, portion)
+        cross_synapses(net, work, n)
     elif kind == UNIFORM or kind == LADDER:
-        take_charge(net, work, n, portion)
+        take_charge(net, work, n)
     else:
-        portion = ALL
         if recompute(net, work, n):
             changed(net, work, n)
-    if portion == ALL:
+        work.dirty[n] = 0
+    if work.portion[0] == ALL:
         work.dirty[n] = 0
     return True
 
 
 @kernel
-def cross_synapses(net: Net, work: Work, n: int, portion: int) -> None:
+def cross_synapses(net: Net, work: Work, n: int) -> None:
     """Add difference * weights for each input unit that differs from its tracer."""
     p, ints, weights = net.nodes[n], net.ints, net.weights
     source, told = work.state[p[SOURCE] :], work.state[p[TOLD] :]
@@ -133,7 +139,7 @@ def cross_synapses(net: Net, work: Work, n: int, portion: int) -> None:
     tap_row = p[TAP_COLUMNS] * width
     tap_channel = p[TAP_ROWS] * tap_row
     out_row = p[OUT_COLUMNS] * channels
-    synops = 0
+    synops, portion = 0, work.portion[0]
     for y in range(rows):
         for x in range(columns):
             at = y * row_stride + x * column_stride - stride
@@ -164,13 +170,13 @@ def cross_synapses(net: Net, work: Work, n: int, portion: int) -> None:
 
 
 @kernel
-def take_charge(net: Net, work: Work, n: int, portion: int) -> None:
+def take_charge(net: Net, work: Work, n: int) -> None:
     """A spike node learns its charge."""
-    p = net.nodes[n]
+    p, portion = net.nodes[n], work.portion[0]
     source = work.state[p[SOURCE] : p[SOURCE] + p[UNITS]]
     told = work.state[p[TOLD] : p[TOLD] + p[UNITS]]
     if portion == ALL:
-        told[:] = source
+        copy(source, told)
         return
     for i in range(p[UNITS]):
         if draw(work.random, ALL) < portion:
@@ -219,20 +225,20 @@ def direction(v: int, s: int, theta: int, lo: int, hi: int) -> int:
 
 
 @kernel
-def fire(net: Net, work: Work, n: int, portion: int) -> bool:
+def fire(net: Net, work: Work, n: int) -> bool:
     """One unit spike from each neuron able to fire (from a random portion of them)."""
     if net.nodes[n, KIND] == LADDER:
-        moved = climb(net, work, n, portion)
+        moved = climb(net, work, n)
     else:
-        moved = fire_uniform(net, work, n, portion)
+        moved = fire_uniform(net, work, n)
     if moved:
         changed(net, work, n)
     return moved
 
 
 @kernel
-def fire_uniform(net: Net, work: Work, n: int, portion: int) -> bool:
-    p, units = net.nodes[n], net.nodes[n, UNITS]
+def fire_uniform(net: Net, work: Work, n: int) -> bool:
+    p, units, portion = net.nodes[n], net.nodes[n, UNITS], work.portion[0]
     lo, hi = p[LO], p[HI]
     value = work.state[p[VALUE] : p[VALUE] + units]
     charge = work.state[p[TOLD] : p[TOLD] + units]
@@ -257,12 +263,12 @@ def fire_uniform(net: Net, work: Work, n: int, portion: int) -> bool:
 
 
 @kernel
-def climb(net: Net, work: Work, n: int, portion: int) -> bool:
+def climb(net: Net, work: Work, n: int) -> bool:
     """Neurons on ladders move one cell; a cell of the same value moves without a spike."""
     p, ints, units = net.nodes[n], net.ints, net.nodes[n, UNITS]
     value, cell = work.state[p[VALUE] :], work.state[p[CELL] :]
     charge, bias, row = work.state[p[TOLD] :], ints[p[BIAS] :], ints[p[LADDER_ROW] :]
-    steps = p[STEPS_OF_ROW]
+    steps, portion = p[STEPS_OF_ROW], work.portion[0]
     moved = False
     for u in range(units):
         if portion < ALL and draw(work.random, ALL) >= portion:
@@ -349,13 +355,13 @@ def is_neuron(net: Net, n: int) -> bool:
 @kernel
 def deliver_all(net: Net, work: Work) -> None:
     for n in range(len(net.nodes)):
-        receive(net, work, n, ALL)
+        receive(net, work, n)
 
 
 @kernel
 def settle(net: Net, work: Work) -> None:
     for n in range(len(net.nodes)):
-        receive(net, work, n, ALL)
+        receive(net, work, n)
         if is_neuron(net, n):
             settle_node(net, work, n)
 
@@ -365,13 +371,16 @@ def events(net: Net, work: Work) -> None:
     deliver_all(net, work)
     for n in range(len(net.nodes)):
         if is_neuron(net, n):
-            while fire(net, work, n, ALL):
+            while fire(net, work, n):
                 deliver_all(net, work)
 
 
 @kernel
 def count_spikes(work: Work) -> int:
-    return work.tally[:, PLUS].sum() + work.tally[:, MINUS].sum()
+    spikes = 0
+    for n in range(len(work.tally)):
+        spikes += work.tally[n, PLUS] + work.tally[n, MINUS]
+    return spikes
 
 
 @kernel
@@ -384,7 +393,7 @@ def synchronous_steps(net: Net, work: Work, how: Array) -> int:
         for n in range(len(net.nodes)):
             if is_neuron(net, n):
                 if step > how[PHASE] * net.nodes[n, LEVEL]:
-                    moved |= fire(net, work, n, ALL)
+                    moved |= fire(net, work, n)
                 if how[DELAY] == 0:
                     deliver_all(net, work)
         deliver_all(net, work)
@@ -403,37 +412,40 @@ def fuzz(net: Net, work: Work, seed: int) -> None:
     for _ in range(8):
         draw(work.random, ALL)
     nodes = len(net.nodes)
+    some = (1, 5, ALL)
     active = True
     while active:
         active = False
         for _ in range(2 * nodes):
-            active |= disturb(net, work, draw(work.random, nodes), False)
+            work.portion[0] = some[draw(work.random, 3)]
+            active |= disturb(net, work, draw(work.random, nodes))
         if not active:
             # random picks may miss work; a full sweep that finds none proves quiescence
+            work.portion[0] = ALL
             for n in range(nodes):
-                active |= disturb(net, work, n, True)
+                active |= disturb(net, work, n)
 
 
 @kernel
-def disturb(net: Net, work: Work, n: int, everything: bool) -> bool:
-    some = (1, 5, ALL)
-    active = receive(net, work, n, ALL if everything else some[draw(work.random, 3)])
+def disturb(net: Net, work: Work, n: int) -> bool:
+    active = receive(net, work, n)
     if is_neuron(net, n):
-        active |= fire(net, work, n, ALL if everything else some[draw(work.random, 3)])
+        active |= fire(net, work, n)
     return active
 
 
 @kernel
 def present(net: Net, work: Work, x: Array) -> None:
     """Forget the last sample and inject x, the values of all input nodes side by side."""
-    work.state[:] = net.rest
+    copy(net.rest, work.state)
     work.dirty[:] = 0
     work.tally[:] = 0
+    work.portion[0] = ALL
     at = 0
     for n in range(len(net.nodes)):
         if net.nodes[n, KIND] == INPUT:
             first, units = net.nodes[n, VALUE], net.nodes[n, UNITS]
-            work.state[first : first + units] = x[at : at + units]
+            copy(x[at : at + units], work.state[first : first + units])
             at += units
             changed(net, work, n)
 
@@ -456,9 +468,9 @@ def run_samples(
             steps[s] = synchronous_steps(net, work, how)
         else:
             fuzz(net, work, how[SEED])
-        tally[s] = work.tally
+        copy(work.tally.reshape(-1), tally[s])
         at = 0
         for n in keep:
             first, units = net.nodes[n, VALUE], net.nodes[n, UNITS]
-            kept[s, at : at + units] = work.state[first : first + units]
+            copy(work.state[first : first + units], kept[s, at : at + units])
             at += units

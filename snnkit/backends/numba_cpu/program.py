@@ -91,6 +91,7 @@ class NumbaProgram:
             np.zeros(net.rest.size, np.int32),
             np.zeros(nodes, np.uint8),
             np.zeros((nodes, 3), np.int64),
+            np.zeros(1, np.int64),
             np.ones(1, np.uint64),
         )
 
@@ -155,10 +156,12 @@ class _Run:
             node = graph.node[b.node]
             counts = quantise(b, node, self.inputs[b.name][chunk])
             blocks[b.node] = layout.to_block(node, counts.astype(np.int32))
-        x = np.concatenate([blocks[n.name] for n in graph.of("input")], axis=1)
+        rows = [blocks[n.name] for n in graph.of("input")]
+        # the compiled engine takes arrays in C order only
+        x = np.ascontiguousarray(np.concatenate(rows, axis=1))
         keep = np.array([layout.index[n.name] for n in self.kept], np.int64)
         kept = np.zeros((len(x), sum(n.units for n in self.kept)), np.int32)
-        tally, steps = self.tally[chunk], self.steps[chunk]
+        tally, steps = self.tally[chunk].reshape(len(x), -1), self.steps[chunk]
         k.run_samples(layout.net, work, self.how, x, keep, kept, tally, steps)
         at = 0
         for n in self.kept:
