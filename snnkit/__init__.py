@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from snnkit.backends import Result, compile
+    from snnkit.certificate import verify
     from snnkit.converters import convert
     from snnkit.errors import SnnkitError
     from snnkit.files import load, save
     from snnkit.graph import Boundary, Graph, Node, make_node
-    from snnkit.verify import verify
 
 _HOME = {
     "convert": "snnkit.converters",
@@ -24,7 +24,7 @@ _HOME = {
     "save": "snnkit.files",
     "compile": "snnkit.backends",
     "Result": "snnkit.backends",
-    "verify": "snnkit.verify",
+    "verify": "snnkit.certificate",
     "Graph": "snnkit.graph",
     "Node": "snnkit.graph",
     "Boundary": "snnkit.graph",

@@ -34,7 +34,7 @@ def as_inputs(graph: Graph, x: Any) -> dict[str, npt.NDArray[Any]]:
 def check_samples(
     name: str, dtype: str, dims: tuple[int | str, ...], value: Any
 ) -> npt.NDArray[Any]:
-    """`value` as an array of `dtype` and [N, *dims[1:]]; raises BadCalibration saying what is off."""
+    """`value` as an array of `dtype`, [N, *dims[1:]]; raises BadCalibration saying what is off."""
     array = np.asarray(value)
     target = np.dtype(DTYPES[dtype])
     if array.dtype.kind not in "fiub":
@@ -59,7 +59,10 @@ def quantise(b: Boundary, node: Node, x: npt.NDArray[Any]) -> npt.NDArray[np.int
     """q = clip(rint((x - offset) / scale), lo, hi) in float32, as QuantizeLinear computes it."""
     shifted = x.astype(np.float32) - b.offset
     with np.errstate(over="ignore"):
-        return np.clip(np.rint(shifted / b.scale), node.lo, node.hi).astype(np.int64)
+        q: npt.NDArray[np.int64] = (
+            np.rint(shifted / b.scale).clip(node.lo, node.hi).astype(np.int64)
+        )
+    return q
 
 
 def dequantise(b: Boundary, counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -67,12 +70,12 @@ def dequantise(b: Boundary, counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     y: npt.NDArray[Any] = counts.astype(np.int32).astype(np.float32) * b.scale
     for step in b.post:
         y = _post(step["op"], int(step["axis"]), y, bool(step.get("keepdims", False)))
-    return y.astype(DTYPES[b.dtype])
+    return np.asarray(y, DTYPES[b.dtype])
 
 
 def _post(op: str, axis: int, y: npt.NDArray[Any], keepdims: bool) -> npt.NDArray[Any]:
     if op == "ArgMax":
-        return np.argmax(y, axis=axis, keepdims=keepdims)
+        return np.asarray(np.argmax(y, axis=axis, keepdims=keepdims))
     shifted = y - y.max(axis=axis, keepdims=True)
     total = np.exp(shifted).sum(axis=axis, keepdims=True)
     if op == "Softmax":

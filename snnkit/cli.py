@@ -63,10 +63,10 @@ def _load(path: str) -> Graph:
 
 
 def _convert(a: argparse.Namespace) -> int:
+    from snnkit.certificate import verify
     from snnkit.converters import convert
     from snnkit.files import save
     from snnkit.report import certificate_text, describe_graph
-    from snnkit.verify import verify
 
     calibration = _read_array(a.calibration, "calibration data")
     _say(f"converting {a.model}")
@@ -102,9 +102,9 @@ def _first(samples: Any, count: int) -> Any:
 
 
 def _verify(a: argparse.Namespace) -> int:
+    from snnkit.certificate import verify
     from snnkit.files import write_beside
     from snnkit.report import certificate_text
-    from snnkit.verify import verify
 
     samples = _read_array(a.samples, "samples")
     labels = _read_array(a.labels, "labels") if a.labels else None
@@ -209,7 +209,9 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--calibrator", choices=("mse", "percentile", "minmax"), default="mse")
     c.add_argument("--staircase", choices=("auto", "uniform", "ladder"), default="auto")
     c.add_argument("--no-bias-correction", action="store_true")
-    c.add_argument("--verify", type=int, default=16, metavar="N", help="samples to prove it on; 0: none")
+    c.add_argument(
+        "--verify", type=int, default=16, metavar="N", help="samples to prove it on; 0: none"
+    )
 
     v = command("verify", _verify, "compare every neuron of every sample in every execution")
     v.add_argument("net", help="net.onnx")

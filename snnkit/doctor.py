@@ -11,7 +11,7 @@ from snnkit.errors import BackendMissing
 
 REQUIRED = ("numpy", "numba", "onnx", "onnxruntime")
 OPTIONAL = {
-    "torch": "snnkit.convert(torch module); install the CPU wheel of torch first if you have no GPU",
+    "torch": "conversion of torch modules; without a GPU install its CPU wheel first",
     "onnxscript": "export of torch modules",
     "matplotlib": "pictures",
     "scikit-learn": "the demo's images",

@@ -144,7 +144,7 @@ def _tensors(model: onnx.ModelProto, where: str) -> dict[str, TensorProto]:
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise ExternalData(
-                f"{where}: tensor '{tensor.name}' lies in another file; a network of ours is one file"
+                f"{where}: tensor '{tensor.name}' lies in another file; expected all in one"
             )
         tensors[tensor.name] = tensor
     return tensors
@@ -155,7 +155,7 @@ def _array(tensors: dict[str, TensorProto], name: str, where: str) -> npt.NDArra
     if tensor is None:
         raise MalformedGraph(f"{where}: array '{name}' is missing")
     try:
-        return numpy_helper.to_array(tensor)
+        return np.asarray(numpy_helper.to_array(tensor))
     except Exception as error:  # onnx raises many kinds on a damaged tensor
         raise MalformedGraph(f"{where}: array '{name}' cannot be read") from error
 
@@ -173,7 +173,9 @@ def _rebuild(text: str, tensors: dict[str, TensorProto], where: str) -> Graph:
         outputs = tuple(_rebuild_boundary(e, nodes, tensors, where) for e in content["outputs"])
         meta = {str(k): str(v) for k, v in content["meta"].items()}
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise MalformedGraph(f"{where}: the graph's description is incomplete: {error!r}") from error
+        raise MalformedGraph(
+            f"{where}: the graph's description is incomplete: {error!r}"
+        ) from error
     except json.JSONDecodeError as error:
         raise MalformedGraph(f"{where}: the graph's description is not JSON: {error}") from error
     return Graph(tuple(nodes.values()), inputs, outputs, meta)

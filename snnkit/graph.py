@@ -29,7 +29,7 @@ ARRAY, TENSOR = "%", "@"
 """First letters of the file's inner names, so that they meet none of the model's own."""
 
 
-def frozen(array: npt.ArrayLike, dtype: npt.DTypeLike = None) -> npt.NDArray[Any]:
+def frozen(array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
     """A read-only copy in C order."""
     copy = np.array(array, dtype=dtype, order="C", copy=True)
     copy.flags.writeable = False

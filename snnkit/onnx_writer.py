@@ -50,7 +50,7 @@ class _Writer:
     def source(self, node: Node, index: int = 0) -> Node:
         return self.graph.node[node.inputs[index]]
 
-    def array(self, name: str, value: npt.NDArray[Any]) -> str:
+    def array(self, name: str, value: npt.ArrayLike) -> str:
         tensor = f"{ARRAY}{name}"
         self.arrays[tensor] = np.asarray(value)
         return tensor
@@ -107,12 +107,14 @@ def _write_input(b: Boundary, node: Node, w: _Writer) -> None:
         tensor = w.emit("Cast", [tensor], f"{node.name}.float", to=TensorProto.FLOAT)
     if b.offset.any():
         offset = b.offset.reshape((1,) * (1 + len(node.shape) - b.offset.ndim) + b.offset.shape)
-        tensor = w.emit("Sub", [tensor, w.array(f"{node.name}.offset", offset)], f"{node.name}.prelude")
+        tensor = w.emit(
+            "Sub", [tensor, w.array(f"{node.name}.offset", offset)], f"{node.name}.prelude"
+        )
     flat = b.scale.reshape(-1) if b.scale.size > 1 else b.scale.reshape(())
     inputs = [tensor, w.array(f"{node.name}.scale", flat), w.zero_point(node)]
     if b.scale.size > 1:
         inputs[2] = w.array(f"{node.name}.zeros", np.full(flat.shape, -node.lo, np.uint8))
-    axis = _axis(b.scale, len(node.shape))
+    axis: dict[str, Any] = _axis(b.scale, len(node.shape))
     w.is_byte(node, w.emit("QuantizeLinear", inputs, f"{node.name}.counts", **axis))
 
 

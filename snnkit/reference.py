@@ -111,9 +111,7 @@ class Machine:
             for port, source in enumerate(node.inputs)
         }
         self.spikes = {n.name: np.zeros((self.samples, 2), np.int64) for n in graph.of("spike")}
-        self.synops = {
-            n.name: np.zeros(self.samples, np.int64) for n in graph.of("conv", "linear")
-        }
+        self.synops = {n.name: np.zeros(self.samples, np.int64) for n in graph.of("conv", "linear")}
         self.fan_out = {n.name: fan_out(graph, n) for n in graph.of("conv", "linear")}
         for name, x in counts.items():
             self.value[name] = x
@@ -278,15 +276,15 @@ def _fuzz(machine: Machine, schedule: Schedule) -> None:
         idle = 0 if changed else idle + 1
 
 
-def _disturb(
-    machine: Machine, node: Node, rng: np.random.Generator, everything: bool
-) -> bool:
+def _disturb(machine: Machine, node: Node, rng: np.random.Generator, everything: bool) -> bool:
     before = [machine.told[s, node.name, p] for p, s in enumerate(node.inputs)]
     if everything:
         _receive(machine, node)
     else:
         mask = {
-            port: (rng.random(machine.value[s].shape) < rng.choice([0.1, 0.5, 1.0])).astype(np.int64)
+            port: (rng.random(machine.value[s].shape) < rng.choice([0.1, 0.5, 1.0])).astype(
+                np.int64
+            )
             for port, s in enumerate(node.inputs)
         }
         if node.op == "spike":
@@ -300,7 +298,9 @@ def _disturb(
     if node.op == "spike":
         shape = (machine.samples, *node.shape)
         some = rng.random(shape) < rng.choice([0.1, 0.5, 1.0])
-        changed |= machine.fire(node, np.ones(shape, np.int64) if everything else some.astype(np.int64))
+        changed |= machine.fire(
+            node, np.ones(shape, np.int64) if everything else some.astype(np.int64)
+        )
     return changed
 
 

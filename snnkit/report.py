@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from snnkit.certificate import Certificate, dense_macs
 from snnkit.graph import Graph
-from snnkit.verify import Certificate, dense_macs
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -19,7 +19,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     numeric = [all(isinstance(r[i], (int, float)) for r in rows) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
-        parts = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
+        parts = [
+            c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)
+        ]
         return "  ".join(parts).rstrip()
 
     return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, cells)])
@@ -28,7 +30,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def describe_graph(graph: Graph) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def describe_graph(graph: Graph) -> dict[str, Any]:
         "digest": graph.digest,
         "neurons": sum(n.units for n in graph.of("spike")),
         "synapses": sum(int(np.prod(n.params["weight"].shape)) for n in graph.of("conv", "linear")),
-        "macs": sum(int(layer["macs"]) for layer in layers),
+        "macs": sum(dense_macs(graph, n.name) for n in graph.of("conv", "linear")),
         "inputs": [_port(b) for b in graph.inputs],
         "outputs": [_port(b) for b in graph.outputs],
         "meta": dict(graph.meta),
@@ -69,12 +73,20 @@ def _port(b: Any) -> dict[str, Any]:
 
 def info_text(info: dict[str, Any]) -> str:
     rows = [
-        [e["node"], e["op"], "x".join(map(str, e["shape"])), "{}..{}".format(*e["range"]), e["bound"], e["macs"]]
+        [
+            e["node"],
+            e["op"],
+            "x".join(map(str, e["shape"])),
+            "{}..{}".format(*e["range"]),
+            e["bound"],
+            e["macs"],
+        ]
         for e in info["layers"]
     ]
     lines = [table(["node", "op", "shape", "range", "bound", "MACs"], rows), ""]
     lines.append(
-        f"{info['neurons']:,} spiking neurons, {info['synapses']:,} weights, {info['macs']:,} MACs dense"
+        f"{info['neurons']:,} spiking neurons, {info['synapses']:,} weights, "
+        f"{info['macs']:,} MACs dense"
     )
     lines += [f"{key}: {value}" for key, value in info["meta"].items()]
     lines.append(f"digest: {info['digest']}")
@@ -84,11 +96,23 @@ def info_text(info: dict[str, Any]) -> str:
 def certificate_text(c: Certificate) -> str:
     rows = []
     for title, e in c.executions.items():
-        spikes = [sum(pair[i] for pair in e["spikes"].values()) for i in (0, 1)] if "spikes" in e else ["", ""]
+        spikes = (
+            [sum(pair[i] for pair in e["spikes"].values()) for i in (0, 1)]
+            if "spikes" in e
+            else ["", ""]
+        )
         per_sample = e["synops"] / c.samples if "synops" in e else ""
         steps = f"{e['mean_steps']:.1f} / {e['most_steps']}" if "mean_steps" in e else ""
         rows.append([title, e["compared"], e["different"], *spikes, per_sample, steps])
-    header = ["execution", "neurons", "differ", "spikes +", "spikes -", "synops/sample", "steps mean/max"]
+    header = [
+        "execution",
+        "neurons",
+        "differ",
+        "spikes +",
+        "spikes -",
+        "synops/sample",
+        "steps mean/max",
+    ]
     lines = [table(header, rows), ""]
     lines.append(
         f"{c.neurons_compared:,} neurons compared, {c.neurons_different:,} differ; "
@@ -102,12 +126,14 @@ def certificate_text(c: Certificate) -> str:
     if c.first_difference is not None:
         d = c.first_difference
         lines.append(
-            f"first difference: {d.execution}: node '{d.node}', sample {d.sample}, index {d.index}: "
-            f"{d.found:g} instead of {d.expected:g}"
+            f"first difference: {d.execution}: node '{d.node}', sample {d.sample}, "
+            f"index {d.index}: {d.found:g} instead of {d.expected:g}"
         )
     if c.quantisation:
         parts = [f"{k.replace('_', ' ')} {_cell(v)}" for k, v in c.quantisation.items()]
-        lines.append("quantisation error (float -> integer, not part of the proof): " + ", ".join(parts))
+        lines.append(
+            "quantisation error (float -> integer, not part of the proof): " + ", ".join(parts)
+        )
     return "\n".join(lines)
 
 

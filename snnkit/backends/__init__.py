@@ -121,7 +121,8 @@ def get(name: str) -> Backend:
             backend: Backend = import_module(BUILT_IN[name]).backend()
         except ImportError as error:
             raise BackendMissing(
-                f"backend '{name}' is not installed ({error}); run: {INSTALL.get(name, 'pip install snnkit')}"
+                f"backend '{name}' is not installed ({error}); run: "
+                f"{INSTALL.get(name, 'pip install snnkit')}"
             ) from error
         return backend
     for point in entry_points(group="snnkit.backends"):

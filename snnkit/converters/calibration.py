@@ -32,7 +32,7 @@ class Staircase:
 
 
 class Statistics:
-    """Of every float tensor: a sample of its values, its extremes, its mean over the batch."""
+    """Of every tensor of numbers: a sample of its values, its extremes, its mean over the batch."""
 
     def __init__(self, model: FloatModel, samples: Mapping[str, Array]):
         count = len(next(iter(samples.values())))
@@ -42,7 +42,7 @@ class Statistics:
             o
             for op in model.data_ops
             for o in op.outputs
-            if o and model.dtypes[o].kind == "f" and model.shapes[o][:1] == (model.batch,)
+            if o and model.dtypes[o].kind in "fiu" and model.shapes[o][:1] == (model.batch,)
         ]
         self.values: dict[str, Floats] = {}
         self.extremes: dict[str, tuple[float, float]] = {}
@@ -81,8 +81,11 @@ class Statistics:
 
     def staircase(self, tensor: str, levels: int, calibrator: str) -> Staircase:
         """The staircase with `levels` steps for a tensor; zero is always one of its values."""
-        values = self.values[tensor]
-        return choose(values, levels, calibrator)
+        if tensor not in self.values:  # an input of the model: no node makes it
+            flat = self.samples[tensor].reshape(-1).astype(np.float64)
+            some = flat[:: max(1, flat.size // KEPT)]
+            self.values[tensor] = np.append(some, (flat.min(), flat.max()))
+        return choose(self.values[tensor], levels, calibrator)
 
 
 def choose(values: Floats, levels: int, calibrator: str) -> Staircase:

@@ -52,9 +52,13 @@ class Port:
 
 
 def read_source(source: Any) -> tuple[onnx.ModelProto, str]:
-    """(model, sha256 of the source) from a path, bytes or a ModelProto. Checked for self-containment."""
+    """(model, sha256 of the source) from a path, bytes or a ModelProto."""
     if isinstance(source, onnx.ModelProto):
-        content, model, folder = source.SerializeToString(deterministic=True), onnx.ModelProto(), None
+        content, model, folder = (
+            source.SerializeToString(deterministic=True),
+            onnx.ModelProto(),
+            None,
+        )
         model.CopyFrom(source)
         where = "the model"
     elif isinstance(source, (bytes, bytearray)):
@@ -138,7 +142,9 @@ class FloatModel:
     def __init__(self, source: Any):
         model, self.source_digest = read_source(source)
         self.model = self._own(model)
-        self.opset = next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.opset = next(
+            (o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1
+        )
         self.ops = tuple(_op(n) for n in self._alive(self.model.graph))
         self.inputs = _ports(self.model.graph.input)
         self.outputs = _ports(self.model.graph.output)
@@ -196,25 +202,38 @@ class FloatModel:
         fixed = [d for d in declared if isinstance(d, int)]
         if len(set(fixed)) > 1:
             self._refuse(f"inputs with batch sizes {sorted(fixed)}", "use one batch size")
+        if samples is not None:
+            self.check(samples)
         # two tells a batch axis from an axis of size one; a large fixed batch is tried free first
         tries = [2, 1] if not fixed else [fixed[0]] if fixed[0] <= 64 else [2, fixed[0]]
         message = ""
         for batch in tries:
             try:
-                self._probe(batch, samples)
+                self._probe(batch)
             except Exception as error:  # onnxruntime raises many kinds
                 message = str(error).splitlines()[0]
                 continue
             self.batch, self.batch_is_free = batch, batch != (fixed or [0])[0]
+            self._refuse_empty()
             return
         self._refuse(f"onnxruntime cannot run it: {message}", "repair the model first")
+
+    def _refuse_empty(self) -> None:
+        empty = [op for op in self.data_ops if any(o and 0 in self.shapes[o] for o in op.outputs)]
+        if empty:
+            remedy = "leave out tensors without elements"
+            raise UnsupportedModel(
+                [Problem(op.name, op.op, "its result has no elements", remedy) for op in empty]
+            )
 
     def _refuse(self, reason: str, remedy: str) -> None:
         raise UnsupportedModel([Problem(self.model.graph.name or "model", "model", reason, remedy)])
 
     def _resolved(self, port: Port, samples: Mapping[str, Array] | None) -> Port:
         if port.dtype not in DTYPES:
-            self._refuse(f"input '{port.name}' of type {port.dtype}", f"use one of {sorted(DTYPES)}")
+            self._refuse(
+                f"input '{port.name}' of type {port.dtype}", f"use one of {sorted(DTYPES)}"
+            )
         dims = list(port.dims)
         given = None if samples is None else np.shape(samples.get(port.name, ()))
         for i, d in enumerate(dims[1:], 1):
@@ -226,17 +245,15 @@ class FloatModel:
                     )
                 assert given is not None
                 dims[i] = int(given[i])
+        if 0 in dims:
+            self._refuse(f"input '{port.name}' of shape {tuple(dims)}", "give it some elements")
         return Port(port.name, port.dtype, tuple(dims))
 
-    def _probe(self, batch: int, samples: Mapping[str, Array] | None) -> None:
-        feeds = {}
-        for port in self.inputs:
-            shape = (batch, *port.dims[1:])
-            dtype = DTYPES[port.dtype]
-            if samples is None:
-                feeds[port.name] = np.ones(shape, dtype)
-            else:
-                feeds[port.name] = np.resize(samples[port.name][:batch], shape).astype(dtype)
+    def _probe(self, batch: int) -> None:
+        feeds = {
+            port.name: np.ones((batch, *map(int, port.dims[1:])), DTYPES[port.dtype])
+            for port in self.inputs
+        }
         names = [o for op in self.ops for o in op.outputs if o]
         values = self._session(names).run(names, feeds)
         tensors = dict(zip(names, values, strict=True)) | feeds
@@ -271,7 +288,9 @@ class FloatModel:
         wanted = [p.name for p in self.inputs]
         if sorted(named) != sorted(wanted):
             raise BadCalibration(f"{what} for inputs {sorted(named)}; expected {wanted}")
-        arrays = {p.name: check_samples(p.name, p.dtype, p.dims, named[p.name]) for p in self.inputs}
+        arrays = {
+            p.name: check_samples(p.name, p.dtype, p.dims, named[p.name]) for p in self.inputs
+        }
         if len({len(a) for a in arrays.values()}) != 1:
             raise BadCalibration(f"{what}: the inputs have different numbers of samples")
         return arrays
@@ -286,6 +305,12 @@ class FloatModel:
         session = self._session(names)
         for start in range(0, count, chunk):
             real = min(chunk, count - start)
-            index = np.minimum(np.arange(start, start + (chunk if not self.batch_is_free else real)), count - 1)
-            values = session.run(list(names), {k: v[index] for k, v in samples.items()})
+            index = np.minimum(
+                np.arange(start, start + (chunk if not self.batch_is_free else real)), count - 1
+            )
+            try:
+                values = session.run(list(names), {k: v[index] for k, v in samples.items()})
+            except Exception as error:  # onnxruntime raises many kinds
+                message = str(error).splitlines()[0]
+                raise BadCalibration(f"onnxruntime cannot run the data: {message}") from error
             yield {n: np.asarray(v)[:real] for n, v in zip(names, values, strict=True)}

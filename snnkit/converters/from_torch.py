@@ -19,13 +19,15 @@ def is_module(model: Any) -> bool:
 
 
 def export(module: Any, calibration: Any) -> bytes:
-    """The module in eval mode as ONNX bytes with a free batch axis. The module is left as it was."""
+    """The module in eval mode as ONNX bytes with a free batch axis; its own mode is kept."""
     import torch
 
     try:
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
-        raise BackendMissing("exporting a torch module needs onnxscript; pip install onnxscript") from error
+        raise BackendMissing(
+            "exporting a torch module needs onnxscript; pip install onnxscript"
+        ) from error
     arrays = calibration.values() if isinstance(calibration, Mapping) else [calibration]
     example = tuple(torch.as_tensor(np.asarray(a)[:2]) for a in arrays)
     axes = tuple({0: torch.export.Dim("batch")} for _ in example)
@@ -39,7 +41,9 @@ def export(module: Any, calibration: Any) -> bytes:
         program.save(buffer)
     except Exception as error:  # the exporter raises many kinds
         reason = f"torch cannot export it: {str(error).strip().splitlines()[0]}"
-        problem = Problem(type(module).__name__, "torch module", reason, "export it to ONNX yourself")
+        problem = Problem(
+            type(module).__name__, "torch module", reason, "export it to ONNX yourself"
+        )
         raise UnsupportedModel([problem]) from error
     finally:
         module.train(training)

@@ -28,14 +28,15 @@ def conv(reader: Reader, op: Op) -> None:
     if d not in (1, 2):
         raise Refusal(f"a convolution over {d} axes", "one and two axes are supported")
     kernel = tuple(weight.shape[2:])
+    pads = spatial_pads(op, x.shape[1:], kernel)
+    if min(pads) < 0:
+        raise Refusal(f"negative pads {pads}", "slice the input instead")
     attrs = {
         "strides": tuple(op.attrs.get("strides", [1] * d)),
         "dilations": tuple(op.attrs.get("dilations", [1] * d)),
-        "pads": spatial_pads(op, x.shape[1:], kernel),
+        "pads": pads,
         "group": group,
     }
-    if min(attrs["pads"]) < 0:
-        raise Refusal(f"negative pads {attrs['pads']}", "slice the input instead")
     x = reader.net.byte(x, op.inputs[0], axis=0)
     name, floats = op.outputs[0], weight.astype(np.float64)
     into = np.broadcast_to(x.scale, (x.shape[0], *(1,) * d)).reshape(group, 1, -1)
@@ -114,7 +115,9 @@ def batch_norm(reader: Reader, op: Op) -> None:
         raise Refusal("BatchNormalization in training mode", "export the model in eval mode")
     gamma, beta, mean, var = (reader.constant(op, i) for i in range(1, 5))
     assert gamma is not None and beta is not None and mean is not None and var is not None
-    factor = gamma.astype(np.float64) / np.sqrt(var.astype(np.float64) + op.attrs.get("epsilon", 1e-5))
+    factor = gamma.astype(np.float64) / np.sqrt(
+        var.astype(np.float64) + op.attrs.get("epsilon", 1e-5)
+    )
     along = (-1, *(1,) * (len(x.shape) - 1))
     shift = (beta - mean * factor).reshape(along)
     factor = factor.reshape(along)
@@ -161,11 +164,11 @@ def scaled(reader: Reader, op: Op) -> None:
     x, constant = reader.data(op, at), reader.constant(op, 1 - at)
     assert constant is not None
     c = per_sample(constant, len(x.shape))
-    factor, shift = np.float64(1.0), np.float64(0.0)
+    factor, shift = np.ones(()), np.zeros(())
     if op.op == "Add":
         shift = c
     elif op.op == "Sub":
-        factor, shift = (np.float64(1.0), -c) if at == 0 else (np.float64(-1.0), c)
+        factor, shift = (np.ones(()), -c) if at == 0 else (-np.ones(()), c)
     elif op.op == "Mul":
         factor = c
     elif at == 0:
@@ -247,6 +250,18 @@ def posted(reader: Reader, op: Op) -> None:
     reader.give(out, Posted(x, (step,)))
 
 
+def in_floats(handler: Handler) -> Handler:
+    """The handler of an operator that may also calculate in integers, which wrap round."""
+
+    def checked(reader: Reader, op: Op) -> None:
+        dtype = reader.model.dtypes[op.outputs[0]]
+        if dtype.kind != "f":
+            raise Refusal(f"it calculates in {dtype}", "cast the data to float in front of it")
+        handler(reader, op)
+
+    return checked
+
+
 HANDLERS: dict[str, Handler] = {
     "Conv": conv,
     "Gemm": gemm,
@@ -254,7 +269,7 @@ HANDLERS: dict[str, Handler] = {
     "BatchNormalization": batch_norm,
     "Relu": activation(lambda r, o, x: act.RELU),
     "Clip": activation(_clip),
-    "LeakyRelu": activation(lambda r, o, x: act.leaky(np.float64(o.attrs.get("alpha", 0.01)))),
+    "LeakyRelu": activation(lambda r, o, x: act.leaky(np.array(o.attrs.get("alpha", 0.01)))),
     "PRelu": activation(_prelu),
     "HardSigmoid": activation(
         lambda r, o, x: act.hard_sigmoid(o.attrs.get("alpha", 0.2), o.attrs.get("beta", 0.5))
@@ -285,3 +300,6 @@ HANDLERS: dict[str, Handler] = {
     **POOLING,
     **LAYOUT,
 }
+_CALCULATES = ("Relu", "Clip", "PRelu", "Add", "Sub", "Mul", "Div", "Sum", "Neg", "Gemm", "MatMul")
+_CALCULATES += ("ReduceSum", "ReduceMean")
+HANDLERS.update({name: in_floats(HANDLERS[name]) for name in _CALCULATES})

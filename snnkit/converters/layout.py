@@ -33,8 +33,9 @@ def move(reader: Reader, x: Affine, kind: str, name: str, **attrs: Any) -> Affin
         full = np.broadcast_to(array, x.shape)
         if params:
             index = np.asarray(params["index"])
-            return np.where(index < 0, outside, full.reshape(-1)[np.maximum(index, 0)])
-        return TABLE["route"].dense(node, [full[None]])[0]
+            picked: Array = np.where(index < 0, outside, full.reshape(-1)[np.maximum(index, 0)])
+            return picked
+        return np.asarray(TABLE["route"].dense(node, [full[None]])[0])
 
     idle = float(np.abs(x.scale).max()) or 1.0
     return reader.net.affine(node, moved(x.scale, idle), moved(x.offset, 0.0))
@@ -65,7 +66,11 @@ def by_labels(reader: Reader, op: Op) -> None:
 
 def _constants(reader: Reader, op: Op) -> tuple[float, dict[str, Array]]:
     """The operator's constant inputs; the value that Pad fills with is kept apart."""
-    found = {name: reader.model.constants[name] for name in op.inputs[1:] if name in reader.model.constants}
+    found = {
+        name: reader.model.constants[name]
+        for name in op.inputs[1:]
+        if name in reader.model.constants
+    }
     missing = [n for n in op.inputs[1:] if n and n not in found]
     if missing:
         raise Refusal(f"input '{missing[0]}' is computed from the data", "make it a constant")
@@ -80,9 +85,7 @@ def _constants(reader: Reader, op: Op) -> tuple[float, dict[str, Array]]:
     return fill, found
 
 
-def _run_node(
-    reader: Reader, op: Op, labels: Array, constants: dict[str, Array]
-) -> list[Array]:
+def _run_node(reader: Reader, op: Op, labels: Array, constants: dict[str, Array]) -> list[Array]:
     node = onnx.NodeProto()
     node.CopyFrom(op.proto)
     if op.op == "Pad":  # outside is label 0
@@ -102,11 +105,15 @@ def _run_node(
         [numpy_helper.from_array(v, k) for k, v in constants.items()],
     )
     imports = list(reader.model.model.opset_import)
-    model = helper.make_model(graph, opset_imports=imports, ir_version=min(10, reader.model.model.ir_version))
+    model = helper.make_model(
+        graph, opset_imports=imports, ir_version=min(10, reader.model.model.ir_version)
+    )
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         values = iter(session.run(None, {feed: labels}))
     except Exception as error:  # onnxruntime raises many kinds
         raise Refusal(f"onnxruntime cannot run it alone: {str(error).splitlines()[0]}") from error
@@ -122,7 +129,7 @@ def _index(seen: Array, batch: int, units: int, shape: tuple[int, ...]) -> Array
         mixed = bool((local[0] != local).any() or local.min() < -1 or local.max() >= units)
     if mixed:
         raise Refusal("it moves values between the samples of a batch", "keep the batch axis apart")
-    return local[0]
+    return np.asarray(local[0])
 
 
 def transpose(reader: Reader, op: Op) -> None:
@@ -132,7 +139,9 @@ def transpose(reader: Reader, op: Op) -> None:
     if perm[0] != 0:
         by_labels(reader, op)  # legal where the axes that meet the batch axis have size one
         return
-    reader.give(op.outputs[0], move(reader, x, "transpose", op.outputs[0], perm=[p - 1 for p in perm[1:]]))
+    reader.give(
+        op.outputs[0], move(reader, x, "transpose", op.outputs[0], perm=[p - 1 for p in perm[1:]])
+    )
 
 
 def concat(reader: Reader, op: Op) -> None:
@@ -152,7 +161,9 @@ def concat(reader: Reader, op: Op) -> None:
     nodes = [p.node for p in parts]
     node = reader.net.add(op.outputs[0], "route", nodes, {}, {"kind": "concat", "axis": axis})
     scale, offset = (
-        np.concatenate([np.broadcast_to(a, p.shape) for a, p in zip(arrays, parts, strict=True)], axis)
+        np.concatenate(
+            [np.broadcast_to(a, p.shape) for a, p in zip(arrays, parts, strict=True)], axis
+        )
         for arrays in ([p.scale for p in parts], [p.offset for p in parts])
     )
     reader.give(op.outputs[0], reader.net.affine(node, scale, offset))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from snnkit.converters.activations import IDENTITY, Activation, Floats
 from snnkit.converters.calibration import Statistics
@@ -72,7 +73,7 @@ def compress(array: Floats, rank: int) -> Floats:
     return out
 
 
-def varies_only(array: Floats, axis: int) -> bool:
+def varies_only(array: npt.NDArray[Any], axis: int) -> bool:
     """Whether a compressed array is constant along every other axis."""
     axis %= max(array.ndim, 1)
     return all(n == 1 for i, n in enumerate(array.shape) if i != axis)
@@ -250,7 +251,7 @@ def common_grid(scales: Sequence[Floats], nodes: Sequence[Node]) -> tuple[Floats
 
 
 def padded_response(x: Affine, weight: Floats, attrs: Mapping[str, Any]) -> Floats:
-    """What a convolution makes of x's offset: a bias per channel, or a map where padding cuts it."""
+    """What a convolution makes of x's offset: a bias, or a map where padding cuts it."""
     if not x.offset.any():
         return np.zeros((1,) * len(x.shape))
     everywhere = np.broadcast_to(x.offset, x.shape)[None]

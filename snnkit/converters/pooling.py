@@ -38,14 +38,18 @@ def _geometry(op: Op, x: Affine) -> tuple[dict[str, Any], tuple[int, ...]]:
     kernel = tuple(op.attrs["kernel_shape"])
     d = len(kernel)
     if d not in (1, 2) or len(x.shape) != d + 1:
-        raise Refusal(f"pooling over {d} axes of a sample {x.shape}", "one or two axes, (C, *space)")
+        raise Refusal(
+            f"pooling over {d} axes of a sample {x.shape}", "one or two axes, (C, *space)"
+        )
     strides = tuple(op.attrs.get("strides", [1] * d))
     dilations = tuple(op.attrs.get("dilations", [1] * d))
     declared = spatial_pads(op, x.shape[1:], kernel)
     pads = list(declared)
     if op.attrs.get("ceil_mode", 0):
         for i in range(d):
-            pads[d + i] += _extra(x.shape[1 + i], kernel[i], strides[i], dilations[i], pads[i], pads[d + i])
+            pads[d + i] += _extra(
+                x.shape[1 + i], kernel[i], strides[i], dilations[i], pads[i], pads[d + i]
+            )
     attrs = {"kernel": kernel, "strides": strides, "pads": tuple(pads), "dilations": dilations}
     return attrs, declared
 
@@ -84,7 +88,9 @@ def average_pool(reader: Reader, op: Op) -> None:
 def _window_sum(ones: Array, attrs: dict[str, Any], ring: tuple[int, ...]) -> Floats:
     """Number of ones in each window, with a ring of ones as declared padding."""
     d = len(attrs["kernel"])
-    padded = np.pad(ones, [(0, 0), *((ring[i], ring[d + i]) for i in range(d))], constant_values=1.0)
+    padded = np.pad(
+        ones, [(0, 0), *((ring[i], ring[d + i]) for i in range(d))], constant_values=1.0
+    )
     rest = tuple(p - r for p, r in zip(attrs["pads"], ring, strict=True))
     view = windows(padded[None], attrs["kernel"], attrs["strides"], rest, attrs["dilations"])
     return compress(view.sum(axis=tuple(range(-d, 0)))[0], d + 1)
@@ -135,9 +141,19 @@ def reduce_sum(reader: Reader, op: Op) -> None:
     node = reader.net.add(name, "sum_pool", [x.node], {}, attrs)
     count = int(np.prod([x.shape[a] for a in axes]))
     divisor = 1 if op.op == "ReduceSum" else count
-    full = np.broadcast_to(x.offset, [n if i in axes else s for i, (n, s) in enumerate(zip(x.shape, x.offset.shape, strict=True))])
+    full = np.broadcast_to(
+        x.offset,
+        [
+            n if i in axes else s
+            for i, (n, s) in enumerate(zip(x.shape, x.offset.shape, strict=True))
+        ],
+    )
     offset = full.sum(axis=axes, keepdims=keep) / divisor
-    scale = x.scale if keep else x.scale.reshape([n for i, n in enumerate(x.scale.shape) if i not in axes])
+    scale = (
+        x.scale
+        if keep
+        else x.scale.reshape([n for i, n in enumerate(x.scale.shape) if i not in axes])
+    )
     reader.give(name, reader.net.affine(node, scale / divisor, offset))
 
 
@@ -149,7 +165,9 @@ def reduce_max(reader: Reader, op: Op) -> None:
         reader.give(name, x)
         return
     uneven = any(a.shape[i] > 1 for a in (x.scale, x.offset) for i in axes)
-    small = reader.net.byte(x, op.inputs[0]) if uneven else reader.net.byte(x, op.inputs[0], 0, True)
+    small = (
+        reader.net.byte(x, op.inputs[0]) if uneven else reader.net.byte(x, op.inputs[0], 0, True)
+    )
     keep = _keepdims(op)
     node = reader.net.add(name, "max_pool", [small.node], {}, {"axes": axes, "keepdims": keep})
     rest = [i for i in range(len(x.shape)) if keep or i not in axes]

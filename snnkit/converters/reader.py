@@ -53,7 +53,7 @@ class Reader:
         return len(op.inputs) > index and op.inputs[index] in self.values
 
     def constant(self, op: Op, index: int) -> Array | None:
-        """Input `index` as a constant array; None if absent. Refuses a value that depends on data."""
+        """Input `index` as a constant array; None if absent."""
         if len(op.inputs) <= index or not op.inputs[index]:
             return None
         name = op.inputs[index]
@@ -73,7 +73,7 @@ class Reader:
         full = self.model.shapes[tensor]
         if not full or full[0] != self.model.batch:
             raise Refusal(
-                f"'{tensor}' has shape {full}: the batch axis of {self.model.batch} is not in front",
+                f"'{tensor}' has shape {full}: the batch of {self.model.batch} is not in front",
                 "keep the batch as the first axis throughout",
             )
         return full[1:]
@@ -83,8 +83,8 @@ class Reader:
         affine = value.value if isinstance(value, Posted) else value
         if isinstance(value, Affine) and affine.shape != self.shape(tensor):
             raise Refusal(
-                f"'{tensor}' has shape {self.model.shapes[tensor]}; {affine.shape} behind the batch "
-                "axis was expected",
+                f"'{tensor}' has shape {self.model.shapes[tensor]}; expected {affine.shape} behind "
+                "the batch axis",
                 "this use of the operator is not supported",
             )
         self.values[tensor] = value

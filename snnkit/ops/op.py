@@ -33,7 +33,7 @@ class Writer(Protocol):
     def zero_point(self, node: Node) -> str:
         """uint8 scalar that stands for zero in `byte(node)`."""
 
-    def array(self, name: str, value: npt.NDArray[Any]) -> str:
+    def array(self, name: str, value: npt.ArrayLike) -> str:
         """An initialiser."""
 
     def emit(

@@ -20,7 +20,11 @@ LOWEST = np.iinfo(np.int64).min
 def _pooled_shape(attrs: Attrs, source: Shape) -> Shape:
     if "axes" in attrs:
         axes = attrs["axes"]
-        if not axes or list(axes) != sorted(set(axes)) or not 0 <= axes[0] <= axes[-1] < len(source):
+        if (
+            not axes
+            or list(axes) != sorted(set(axes))
+            or not 0 <= axes[0] <= axes[-1] < len(source)
+        ):
             raise BadShape(f"pooling axes {axes} of an input {source}; expected sorted axes of it")
         if attrs["keepdims"]:
             return tuple(1 if i in axes else n for i, n in enumerate(source))
@@ -75,9 +79,9 @@ class SumPool(Op):
     def dense(self, node: Node, xs: Sequence[Ints], constant: bool = True) -> Ints:
         if "axes" in node.attrs:
             keep = bool(node.attrs["keepdims"])
-            return xs[0].sum(axis=_batch_axes(node), keepdims=keep)
+            return np.asarray(xs[0].sum(axis=_batch_axes(node), keepdims=keep))
         d = len(node.attrs["kernel"])
-        return _window_view(node, xs[0], 0).sum(axis=tuple(range(-d, 0)))
+        return np.asarray(_window_view(node, xs[0], 0).sum(axis=tuple(range(-d, 0))))
 
     def emit(self, node: Node, writer: Writer) -> None:
         source, name = writer.source(node), f"{node.name}.sum"
@@ -120,9 +124,9 @@ class MaxPool(Op):
     def dense(self, node: Node, xs: Sequence[Ints], constant: bool = True) -> Ints:
         if "axes" in node.attrs:
             keep = bool(node.attrs["keepdims"])
-            return xs[0].max(axis=_batch_axes(node), keepdims=keep)
+            return np.asarray(xs[0].max(axis=_batch_axes(node), keepdims=keep))
         d = len(node.attrs["kernel"])
-        return _window_view(node, xs[0], LOWEST).max(axis=tuple(range(-d, 0)))
+        return np.asarray(_window_view(node, xs[0], LOWEST).max(axis=tuple(range(-d, 0))))
 
     def emit(self, node: Node, writer: Writer) -> None:
         source, name = writer.byte(writer.source(node)), f"{node.name}.max"

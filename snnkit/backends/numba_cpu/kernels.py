@@ -81,7 +81,7 @@ def kernel(function: F) -> F:
 
 
 @kernel
-def draw(random: Array, below: int) -> int:
+def draw(random: Array, below: int) -> Any:
     """A random integer (xorshift64*), the same on every machine and in every thread."""
     s = random[0]
     s ^= s >> np.uint64(12)
@@ -126,6 +126,16 @@ def receive(net: Net, work: Work, n: int) -> bool:
 
 
 @kernel
+def silent(source: Array, told: Array, begin: int, end: int) -> bool:
+    """Is there nothing new from begin to end? One vectorised look at a whole place."""
+    now, before = source[begin:end], told[begin:end]
+    differs = np.int32(0)
+    for i in range(len(now)):
+        differs |= now[i] ^ before[i]
+    return bool(differs == 0)
+
+
+@kernel
 def cross_synapses(net: Net, work: Work, n: int) -> None:
     """Add difference * weights for each input unit that differs from its tracer."""
     p, ints, weights = net.nodes[n], net.ints, net.weights
@@ -142,7 +152,10 @@ def cross_synapses(net: Net, work: Work, n: int) -> None:
     synops, portion = 0, work.portion[0]
     for y in range(rows):
         for x in range(columns):
-            at = y * row_stride + x * column_stride - stride
+            at = y * row_stride + x * column_stride
+            if stride == 1 and silent(source, told, at, at + groups * per_group):
+                continue
+            at -= stride
             w_channel = p[WEIGHT] - tap_channel
             for g in range(groups):
                 for _ in range(per_group):
@@ -221,7 +234,7 @@ def recompute(net: Net, work: Work, n: int) -> bool:
 @kernel
 def direction(v: int, s: int, theta: int, lo: int, hi: int) -> int:
     """+1 where a neuron of charge v and tracer s is able to fire up, -1 where down, else 0."""
-    return np.int64((v >= theta * (s + 1)) & (s < hi)) - np.int64((v < theta * s) & (s > lo))
+    return int((v >= theta * (s + 1)) & (s < hi)) - int((v < theta * s) & (s > lo))
 
 
 @kernel
@@ -349,7 +362,8 @@ def settle_ladder(net: Net, work: Work, n: int) -> None:
 
 @kernel
 def is_neuron(net: Net, n: int) -> bool:
-    return net.nodes[n, KIND] == UNIFORM or net.nodes[n, KIND] == LADDER
+    kind = net.nodes[n, KIND]
+    return bool(kind == UNIFORM or kind == LADDER)
 
 
 @kernel
@@ -450,7 +464,7 @@ def present(net: Net, work: Work, x: Array) -> None:
             changed(net, work, n)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator, misc]
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def run_samples(
     net: Net, work: Work, how: Array, x: Array, keep: Array, kept: Array, tally: Array, steps: Array
 ) -> None:
@@ -468,7 +482,8 @@ def run_samples(
             steps[s] = synchronous_steps(net, work, how)
         else:
             fuzz(net, work, how[SEED])
-        copy(work.tally.reshape(-1), tally[s])
+        for n in range(len(net.nodes)):
+            copy(work.tally[n], tally[s, n])
         at = 0
         for n in keep:
             first, units = net.nodes[n, VALUE], net.nodes[n, UNITS]

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from snnkit.backends.numba_cpu import kernels as k
-from snnkit.errors import UnsupportedByBackend
 from snnkit.graph import Graph, Node
 from snnkit.ops import TABLE
 from snnkit.ops.arithmetic import multiplier
@@ -65,6 +64,17 @@ def state_sizes(node: Node, graph: Graph) -> tuple[int, int, int]:
     told = graph.node[node.inputs[0]].units if node.op in ("conv", "linear", "spike") else 0
     cells = node.units if node.op == "spike" and node.attrs["kind"] == "ladder" else 0
     return node.units, told, cells
+
+
+def sees_only_padding(node: Node, source: Node) -> bool:
+    """Has a max_pool a window without any input unit, and so no maximum?"""
+    a = node.attrs
+    for i, kernel in enumerate(a.get("kernel", ())):
+        begins = np.arange(node.shape[1 + i]) * a["strides"][i] - a["pads"][i]
+        at = begins[:, None] + np.arange(kernel) * a["dilations"][i]
+        if not ((at >= 0) & (at < source.shape[1 + i])).any(axis=1).all():
+            return True
+    return False
 
 
 def flatten(graph: Graph) -> Layout:
@@ -168,11 +178,11 @@ class _Flattener:
         full = np.broadcast_to(array, node.shape)
         return (np.moveaxis(full, 0, -1) if node.name in self.last else full).reshape(-1)
 
-    def _positions(self, node: Node) -> Ints:
+    def _positions(self, node: Node) -> Array:
         """Where in the state each unit of the node lies, [*shape]."""
         places = self._row(node.name)[k.VALUE] + np.arange(node.units)
         if node.name in self.last:
-            return np.moveaxis(places.reshape(*node.shape[1:], node.shape[0]), -1, 0)
+            places = np.moveaxis(places.reshape(*node.shape[1:], node.shape[0]), -1, 0)
         return places.reshape(node.shape)
 
     def _conv(self, node: Node, row: Array) -> None:
@@ -257,8 +267,6 @@ class _Flattener:
         table = self._table(node, reads)
         present = table > 0
         counts = present.sum(axis=1)
-        if node.op == "max_pool" and not counts.all():
-            raise UnsupportedByBackend(f"node '{node.name}': a window sees only padding")
         row[k.FIRST] = self.ints.add(np.concatenate([[0], np.cumsum(counts)]))
         row[k.INDEX] = self.ints.add(table[present] - 1)
         if node.op == "add":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from snnkit.backends import MODES, Result, Schedule, finish, recorded
 from snnkit.backends.numba_cpu import kernels as k
-from snnkit.backends.numba_cpu.layout import KINDS, flatten, state_sizes
+from snnkit.backends.numba_cpu.layout import KINDS, flatten, sees_only_padding, state_sizes
 from snnkit.boundary import as_inputs, quantise
 from snnkit.errors import SnnkitError, UsageError
 from snnkit.graph import Graph
@@ -35,11 +36,12 @@ class NumbaProgram:
 
     def __init__(self, graph: Graph):
         self.graph = graph
-        self._layout = flatten(graph)
-        self._levels = spike_levels(graph)
+        self.layout = flatten(graph)
+        self.levels = spike_levels(graph)
+        self._idle: SimpleQueue[k.Work] = SimpleQueue()
         # compile (or load from the cache) now, so that no run's time contains it
         empty = {b.name: np.zeros((0, *graph.node[b.node].shape)) for b in graph.inputs}
-        _Run(self, Schedule(), empty, (), 0).chunk(self._work(), slice(0, 0))
+        _Run(self, Schedule(), empty, (), 0).chunk(slice(0, 0))
 
     def run(
         self,
@@ -69,7 +71,7 @@ class NumbaProgram:
         seconds = time.perf_counter() - start
         if (run.steps < 0).any():
             raise SnnkitError(f"not quiescent after {k.STEP_LIMIT} steps")
-        index = self._layout.index
+        index = self.layout.index
         return Result(
             outputs=finish(self.graph, run.counts),
             counts={name: run.counts[name] for name in names},
@@ -84,8 +86,19 @@ class NumbaProgram:
             digest=self.graph.digest,
         )
 
-    def _work(self) -> k.Work:
-        net = self._layout.net
+    @contextmanager
+    def work(self) -> Iterator[k.Work]:
+        """A work area for the time of one chunk: an idle one or, if there is none, a new one. So
+        there are as many as threads ever ran at once."""
+        try:
+            work = self._idle.get_nowait()
+        except Empty:
+            work = self._new_work()
+        yield work
+        self._idle.put(work)
+
+    def _new_work(self) -> k.Work:
+        net = self.layout.net
         nodes = len(net.nodes)
         return k.Work(
             np.zeros(net.rest.size, np.int32),
@@ -109,7 +122,7 @@ class _Run:
     ):
         self.program, self.inputs, self.samples = program, inputs, samples
         graph = program.graph
-        last = schedule.phase * max(program._levels.values(), default=0)
+        last = schedule.phase * max(program.levels.values(), default=0)
         mode = MODES.index(schedule.mode)
         seed = schedule.seed % 2**63
         self.how = np.array([mode, seed, schedule.delay, schedule.phase, last], np.int64)
@@ -122,25 +135,12 @@ class _Run:
     def all(self, threads: int) -> None:
         size = self._chunk_size(threads)
         chunks = [slice(i, min(i + size, self.samples)) for i in range(0, self.samples, size)]
-        threads = min(threads, len(chunks))
-        # a thread takes a work area for the time of a chunk, so there are no more than threads
-        idle: SimpleQueue[k.Work] = SimpleQueue()
-        for _ in range(threads):
-            idle.put(self.program._work())
-
-        def one(chunk: slice) -> None:
-            work = idle.get()
-            try:
-                self.chunk(work, chunk)
-            finally:
-                idle.put(work)
-
-        if threads == 1:
+        if min(threads, len(chunks)) == 1:
             for chunk in chunks:
-                one(chunk)
+                self.chunk(chunk)
             return
         with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(one, chunks):
+            for _ in pool.map(self.chunk, chunks):
                 pass
 
     def _chunk_size(self, threads: int) -> int:
@@ -148,9 +148,9 @@ class _Run:
         units = sum(n.units for n in (*graph.of("input"), *self.kept))
         return max(1, min(CHUNK, -(-self.samples // threads), CHUNK_UNITS // units))
 
-    def chunk(self, work: k.Work, chunk: slice) -> None:
+    def chunk(self, chunk: slice) -> None:
         """Quantise, run and store the samples of one chunk."""
-        graph, layout = self.program.graph, self.program._layout
+        graph, layout = self.program.graph, self.program.layout
         blocks = {}
         for b in graph.inputs:
             node = graph.node[b.node]
@@ -161,8 +161,9 @@ class _Run:
         x = np.ascontiguousarray(np.concatenate(rows, axis=1))
         keep = np.array([layout.index[n.name] for n in self.kept], np.int64)
         kept = np.zeros((len(x), sum(n.units for n in self.kept)), np.int32)
-        tally, steps = self.tally[chunk].reshape(len(x), -1), self.steps[chunk]
-        k.run_samples(layout.net, work, self.how, x, keep, kept, tally, steps)
+        tally, steps = self.tally[chunk], self.steps[chunk]
+        with self.program.work() as work:
+            k.run_samples(layout.net, work, self.how, x, keep, kept, tally, steps)
         at = 0
         for n in self.kept:
             self.counts[n.name][chunk] = layout.from_block(n, kept[:, at : at + n.units])
@@ -175,8 +176,13 @@ class NumbaBackend:
     name = "numba"
 
     def unsupported(self, graph: Graph) -> list[tuple[str, str]]:
-        """Ops without a kernel, and networks whose state is too large for 32-bit indices."""
+        """Ops without a kernel, maxima of nothing, and a state too large for 32-bit indices."""
         found = [(n.name, f"op '{n.op}'") for n in graph.nodes if n.op not in KINDS]
+        found += [
+            (n.name, "a window sees only padding")
+            for n in graph.of("max_pool")
+            if sees_only_padding(n, graph.node[n.inputs[0]])
+        ]
         size = 0
         for node in graph.nodes:
             size += sum(state_sizes(node, graph))

@@ -130,7 +130,12 @@ class _Session:
     """One verification under way."""
 
     def __init__(
-        self, graph: Graph, x: dict[str, Array], backends: Sequence[str], modes: Sequence[str], seed: int
+        self,
+        graph: Graph,
+        x: dict[str, Array],
+        backends: Sequence[str],
+        modes: Sequence[str],
+        seed: int,
     ):
         self.graph, self.x, self.seed = graph, x, seed
         self.watched = [n for n in graph.nodes if n.op in ("spike", "readout")]
