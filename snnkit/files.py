@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from snnkit.errors import (
     FloatArray,
     ForeignFile,
     FormatMismatch,
+    InvalidGraph,
     MalformedGraph,
+    SnnkitError,
     UnreadableFile,
 )
 from snnkit.graph import ARRAY, MAX_NODES, Boundary, Graph, Node, frozen, make_node
@@ -37,6 +40,15 @@ from snnkit.ops import TABLE
 MAX_BYTES = 2**31 - 1
 """protobuf cannot hold more in one message."""
 
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What Python raises where JSON has another type, size or depth than was written."""
 _INTEGERS = {TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64}
 
 
@@ -85,9 +97,11 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """The bytes of an ONNX file within the size limit."""
     source = Path(path)
     try:
-        size = source.stat().st_size
-        if size > MAX_BYTES:
-            raise FileTooLarge(f"{source}: {size} bytes; the limit is {MAX_BYTES}")
+        found = source.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableFile(f"{source}: not a file; expected an ONNX model")
+        if found.st_size > MAX_BYTES:
+            raise FileTooLarge(f"{source}: {found.st_size} bytes; the limit is {MAX_BYTES}")
         content = source.read_bytes()
     except OSError as error:
         raise UnreadableFile(f"{source}: cannot be read: {error.strerror}") from error
@@ -168,16 +182,20 @@ def _rebuild(text: str, tensors: dict[str, TensorProto], where: str) -> Graph:
         nodes: dict[str, Node] = {}
         for entry in content["nodes"]:
             node = _rebuild_node(entry, nodes, tensors, where)
+            if node.name in nodes:
+                raise InvalidGraph(f"{where}: node '{node.name}': the name is taken twice")
             nodes[node.name] = node
         inputs = tuple(_rebuild_boundary(e, nodes, tensors, where) for e in content["inputs"])
         outputs = tuple(_rebuild_boundary(e, nodes, tensors, where) for e in content["outputs"])
         meta = {str(k): str(v) for k, v in content["meta"].items()}
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except SnnkitError:
+        raise
+    except json.JSONDecodeError as error:
+        raise MalformedGraph(f"{where}: the graph's description is not JSON: {error}") from error
+    except _DAMAGED as error:
         raise MalformedGraph(
             f"{where}: the graph's description is incomplete: {error!r}"
         ) from error
-    except json.JSONDecodeError as error:
-        raise MalformedGraph(f"{where}: the graph's description is not JSON: {error}") from error
     return Graph(tuple(nodes.values()), inputs, outputs, meta)
 
 

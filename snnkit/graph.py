@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,10 +23,16 @@ import numpy.typing as npt
 from snnkit.errors import BadShape, FloatArray, InvalidGraph, RangeOverflow, TooLarge, UnknownOp
 from snnkit.ops import TABLE
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 INT32_BOUND = 2**31 - 1
+BOUNDARY_TYPES = ("float32", "float16", "float64", "uint8", "int8", "int32", "int64")
+"""Types that a tensor at the boundary may have."""
 MAX_UNITS = 2**28
 """Most units of one node: a size is checked before anything of that size is allocated."""
 MAX_NODES = 100_000
+MAX_RANK = 16
+OWN_META = ("bounds", "digest", "format", "graph")
+"""Metadata keys that the file itself uses."""
 ARRAY, TENSOR = "%", "@"
 """First letters of the file's inner names, so that they meet none of the model's own."""
 
@@ -67,6 +75,8 @@ def make_node(
     attrs: Mapping[str, Any] | None = None,
 ) -> Node:
     """A node whose shape and bounds follow from its op. Raises InvalidGraph and its subclasses."""
+    if not name or not _is_text(name):
+        raise InvalidGraph(f"node {name!r}: expected a name in UTF-8")
     row = TABLE.get(op)
     if row is None:
         raise UnknownOp(f"node '{name}': op '{op}'; expected one of {', '.join(TABLE)}")
@@ -83,12 +93,14 @@ def make_node(
         shapes = [n.shape for n in inputs]
         shape = tuple(int(n) for n in row.shape(attributes, arrays, shapes))
         bounds = [(n.lo, n.hi) for n in inputs]
-        if int(np.prod([float(n) for n in shape])) > MAX_UNITS:
+        if any(n < 1 for n in shape) or len(shape) > MAX_RANK:
+            raise BadShape(f"shape {shape}; expected at most {MAX_RANK} axes of at least one unit")
+        if math.prod(shape) > MAX_UNITS:
             raise TooLarge(f"{shape} units; the limit is {MAX_UNITS}")
         lo, hi, peak = row.bounds(attributes, arrays, bounds, shapes)
     except InvalidGraph as error:
         raise type(error)(f"node '{name}' ({op}): {error}") from error
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, ArithmeticError) as error:
         raise InvalidGraph(f"node '{name}' ({op}): bad attributes {dict(attributes)}") from error
     if max(peak, hi, -lo) >= INT32_BOUND:
         raise RangeOverflow(
@@ -111,21 +123,28 @@ def _integers(node: str, key: str, value: npt.NDArray[Any], dtype: str) -> npt.N
     return frozen(value, dtype)
 
 
+def _is_text(value: Any) -> bool:
+    """Whether protobuf and C take it: a str that UTF-8 can express, without NUL."""
+    return isinstance(value, str) and "\0" not in value and not _SURROGATE.search(value)
+
+
+def _is_int32(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and abs(int(value)) <= INT32_BOUND
+
+
 def _plain(attrs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Attributes as str, int, bool and tuples of int, in sorted order."""
+    """Attributes as bool, 32-bit int, tuples of them and the str `kind`, in sorted order."""
     plain: dict[str, Any] = {}
     for key in sorted(attrs):
         value = attrs[key]
-        if isinstance(value, (str, bool)):
+        if isinstance(value, bool) or (isinstance(value, str) and key == "kind"):
             plain[key] = value
-        elif isinstance(value, (int, np.integer)):
+        elif _is_int32(value):
             plain[key] = int(value)
-        elif isinstance(value, (list, tuple)) and all(
-            isinstance(v, (int, np.integer)) for v in value
-        ):
+        elif isinstance(value, (list, tuple)) and all(_is_int32(v) for v in value):
             plain[key] = tuple(int(v) for v in value)
         else:
-            raise InvalidGraph(f"attribute '{key}' = {value!r}; expected int, str or a list of int")
+            raise InvalidGraph(f"attribute '{key}' = {value!r}; expected 32-bit int or list of int")
     return MappingProxyType(plain)
 
 
@@ -213,6 +232,10 @@ class Graph:
             raise InvalidGraph(f"boundary names {tensors}; expected distinct names")
         for b in (*self.inputs, *self.outputs):
             _check_boundary(b, known[b.node])
+        for key, value in self.meta.items():
+            text = _is_text(key) and _is_text(value)
+            if not text or key in OWN_META:
+                raise InvalidGraph(f"meta {key!r}: {value!r}; expected UTF-8 text, not {OWN_META}")
 
 
 def _check_boundary(b: Boundary, node: Node) -> None:
@@ -230,17 +253,34 @@ def _check_boundary(b: Boundary, node: Node) -> None:
             )
     if node.op == "readout" and b.offset.any():
         raise InvalidGraph(f"boundary '{b.name}': offset; an output's offset lies in its bias")
+    if not _is_text(b.name):
+        raise InvalidGraph(f"boundary {b.name!r}: expected a name in UTF-8")
     if b.name.startswith((ARRAY, TENSOR)):
         raise InvalidGraph(f"boundary '{b.name}': the name starts with {b.name[0]}, rename it")
     if not (b.scale > 0).all():
         raise InvalidGraph(f"boundary '{b.name}': scale {b.scale.min()}; expected above zero")
-    if any(isinstance(d, int) and d < 1 for d in b.dims):
+    if b.dtype not in BOUNDARY_TYPES:
+        raise InvalidGraph(
+            f"boundary '{b.name}': type {b.dtype!r}; expected one of {BOUNDARY_TYPES}"
+        )
+    if not b.dims or not all(_is_dim(d) for d in b.dims):
         raise InvalidGraph(f"boundary '{b.name}': dimensions {b.dims}; expected positive ones")
     if node.op == "input" and tuple(b.dims[1:]) != shape:
         raise InvalidGraph(f"boundary '{b.name}': dimensions {b.dims} do not match {shape}")
+    if len(b.post) > 1:
+        raise InvalidGraph(f"boundary '{b.name}': {len(b.post)} float steps; expected one")
     for step in b.post:
         if step.get("op") not in ("Softmax", "LogSoftmax", "ArgMax"):
             raise UnknownOp(f"boundary '{b.name}': '{step.get('op')}' cannot follow a readout")
+        settings = {k: v for k, v in step.items() if k != "op"}
+        wanted = {"axis", "keepdims"} if step["op"] == "ArgMax" else {"axis"}
+        fits = set(settings) == wanted and all(_is_int32(v) for v in settings.values())
+        if not fits or not 1 <= settings["axis"] <= len(shape):
+            raise InvalidGraph(f"boundary '{b.name}': {dict(step)}; expected {sorted(wanted)}")
+
+
+def _is_dim(value: Any) -> bool:
+    return _is_text(value) or (type(value) is int and 0 < value <= INT32_BOUND)
 
 
 def describe(graph: Graph) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from snnkit.errors import RangeOverflow
 from snnkit.graph import ARRAY, TENSOR, Boundary, Graph, Node, describe
 from snnkit.ops import TABLE
 
@@ -45,7 +46,6 @@ class _Writer:
         self.bytes: dict[str, str] = {}
         self.words: dict[str, str] = {}
         self.called: set[str] = set()
-        self.outer = {b.name for b in graph.outputs}
 
     def source(self, node: Node, index: int = 0) -> Node:
         return self.graph.node[node.inputs[index]]
@@ -58,7 +58,15 @@ class _Writer:
     def emit(
         self, op: str, inputs: Sequence[str], output: str, domain: str = "", **attrs: Any
     ) -> str:
-        tensor = output if output in self.outer else f"{TENSOR}{output}"
+        return self._append(op, inputs, f"{TENSOR}{output}", domain, attrs)
+
+    def result(self, op: str, inputs: Sequence[str], name: str, **attrs: Any) -> None:
+        """The node that makes the output `name` of the model."""
+        self._append(op, inputs, name, "", attrs)
+
+    def _append(
+        self, op: str, inputs: Sequence[str], tensor: str, domain: str, attrs: dict[str, Any]
+    ) -> str:
         if domain:
             self.called.add(op)
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in attrs.items()}
@@ -78,6 +86,11 @@ class _Writer:
 
     def byte(self, node: Node) -> str:
         if node.name not in self.bytes:
+            if node.hi - node.lo > 255:
+                raise RangeOverflow(
+                    f"node '{node.name}': its values {node.lo}..{node.hi} are read as 8 bits; "
+                    "expected a spike node behind it"
+                )
             word, low = self.words[node.name], self.array(f"low_{node.lo}", np.int32(node.lo))
             shifted = self.emit("Sub", [word, low], f"{node.name}.shifted")
             self.bytes[node.name] = self.emit(
@@ -131,8 +144,10 @@ def _write_output(b: Boundary, node: Node, w: _Writer) -> None:
         stages.append(("Cast", [], {"to": ONNX_TYPES[b.dtype]}))
     tensor = w.words[node.name]
     for i, (op, extra, attrs) in enumerate(stages):
-        name = b.name if i == len(stages) - 1 else f"{node.name}.{op}"
-        tensor = w.emit(op, [tensor, *extra], name, **attrs)
+        if i == len(stages) - 1:
+            w.result(op, [tensor, *extra], b.name, **attrs)
+        else:
+            tensor = w.emit(op, [tensor, *extra], f"{node.name}.{op}", **attrs)
 
 
 def _values(b: Boundary) -> onnx.ValueInfoProto:

@@ -9,13 +9,13 @@ import pytest
 
 import snnkit
 from snnkit.backends import Result
-from snnkit.errors import UnsupportedByBackend, UsageError
+from snnkit.errors import UsageError
 from snnkit.graph import Boundary, Graph, Node, make_node
 from snnkit.reference import dense, input_counts
 from tests.corpus import firing, random_graph, samples
 
 pytest.importorskip("numba")
-from snnkit.backends.numba_cpu import NumbaProgram, backend  # noqa: E402
+from snnkit.backends.numba_cpu import NumbaProgram, backend
 
 SEEDS = range(60)
 SCHEDULES: list[dict[str, Any]] = [
@@ -163,13 +163,16 @@ def test_a_readout_in_the_middle_starts_from_its_bias() -> None:
         equal(program.run(data, record=("all",), **schedule), expected, EVERYTHING)
 
 
-def test_a_window_of_padding_is_not_supported() -> None:
-    x = make_node("x", "input", attrs={"shape": (2, 1), "lo": 0, "hi": 255})
-    windows = {"kernel": (2,), "strides": (1,), "dilations": (3,), "pads": (2, 2)}
-    m = make_node("m", "max_pool", [x], {}, windows)
-    graph = network(x, m, make_node("y", "readout", [m], {"bias": np.int32(0)}))
-    with pytest.raises(UnsupportedByBackend, match="node 'm': a window sees only padding"):
-        snnkit.compile(graph, "numba")
+def test_a_silent_move_is_not_the_end_of_steps() -> None:
+    """A neuron that climbs over cells of the same value sends nothing, but is not done."""
+    x = make_node("x", "input", attrs={"shape": (1,), "lo": 0, "hi": 255})
+    thresholds, values = np.array([1, 2, 3]), np.array([0, 0, 0, 1])
+    params = {"init": np.array(0), "thresholds": thresholds, "values": values}
+    s = make_node("s", "spike", [x], params, {"kind": "ladder", "lo": 0, "hi": 1})
+    graph = network(x, s, make_node("y", "readout", [s], {"bias": np.int32(0)}))
+    result = numba(graph).run(np.array([[9], [0], [2], [3]], np.float32), mode="steps")
+    assert result.outputs["Y"].ravel().tolist() == [1, 0, 0, 1]
+    assert result.steps.tolist() == [3, 0, 0, 3]
 
 
 def test_threads_below_one() -> None:

@@ -64,7 +64,8 @@ class Result:
     counts : by node name, [N, *shape] int64, for every node that was asked for.
     spikes : by spike node, [N, 2] int64: unit spikes fired, +1 and -1 (a graded spike of size k
     counts k). synops : by conv and linear node, [N] int64: messages times synapses they crossed.
-    steps : [N] int64, steps with at least one spike (mode steps), else 0.
+    steps : [N] int64, the last step in which a neuron moved (mode steps), else 0.
+    seconds : wall time, quantisation of the input included, compilation not.
     """
 
     outputs: Mapping[str, npt.NDArray[Any]]

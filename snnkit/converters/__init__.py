@@ -61,26 +61,21 @@ def convert(
         )
     policy = Policy(levels, weight_bits, calibrator, staircase, bias_correction)
     source = _loaded(model, calibration)
-    named = dict(calibration) if isinstance(calibration, Mapping) else None
-    if named is None and source.inputs:
-        named = {source.inputs[0].name: np.asarray(calibration)}
-    return _build(source, named or {}, policy)
+    return _build(source, _named(source, calibration), policy)
 
 
 def examine(model: Any, samples: Any = None) -> Graph:
-    """A dry conversion with made-up data: the layers, or UnsupportedModel with every reason."""
+    """A dry conversion, with made-up data if there is none: the layers, or UnsupportedModel with
+    every reason. `samples` fixes dimensions that the model leaves open."""
     source = _loaded(model, samples)
-    _refuse_ops(source)
-    named = None
-    if samples is not None:
-        named = dict(samples) if isinstance(samples, Mapping) else {source.inputs[0].name: samples}
-    source.fix_shapes(named)
-    rng = np.random.default_rng(0)
-    made = {
-        p.name: rng.uniform(0, 1, (max(2, source.batch), *map(int, p.dims[1:]))).astype(np.float32)
-        for p in source.inputs
-    }
-    return _build(source, named or made, Policy(calibrator="minmax", bias_correction=False))
+    named = None if samples is None else _named(source, samples)
+    return _build(source, named, Policy(calibrator="minmax", bias_correction=False))
+
+
+def _named(source: FloatModel, samples: Any) -> dict[str, Array]:
+    if isinstance(samples, Mapping):
+        return dict(samples)
+    return {port.name: np.asarray(samples) for port in source.inputs[:1]}
 
 
 def _loaded(model: Any, calibration: Any) -> FloatModel:
@@ -92,27 +87,15 @@ def _loaded(model: Any, calibration: Any) -> FloatModel:
     return FloatModel(model)
 
 
-def _refuse_ops(source: FloatModel) -> None:
+def _build(source: FloatModel, given: dict[str, Array] | None, policy: Policy) -> Graph:
     problems = unsupported_ops(source, HANDLERS)
-    if problems:
-        try:
-            source.fix_shapes(None)
-            _build_checked(source, {}, Policy())
-        except UnsupportedModel as error:
-            if {p.node for p in problems} <= {p.node for p in error.problems}:
-                raise
-        raise UnsupportedModel(problems)
-
-
-def _build(source: FloatModel, samples: dict[str, Array], policy: Policy) -> Graph:
-    problems = unsupported_ops(source, HANDLERS)
-    if problems:
-        raise UnsupportedModel(problems)
-    source.fix_shapes(samples)
-    return _build_checked(source, source.check(samples), policy)
-
-
-def _build_checked(source: FloatModel, samples: dict[str, Array], policy: Policy) -> Graph:
+    try:
+        source.fix_shapes(given)
+    except UnsupportedModel:
+        if problems:  # most likely why onnxruntime could not run it
+            raise UnsupportedModel(problems) from None
+        raise
+    samples = source.check(source.made_up() if given is None else given)
     statistics = Statistics(source, samples)
     network = Network(policy, statistics)
     reader = Reader(source, network, HANDLERS)

@@ -79,7 +79,7 @@ def read_source(source: Any) -> tuple[onnx.ModelProto, str]:
 
 def _external(model: onnx.ModelProto) -> list[TensorProto]:
     found = [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
-    for node in model.graph.node:
+    for node in (*model.graph.node, *(n for f in model.functions for n in f.node)):
         for a in node.attribute:
             if a.HasField("t") and a.t.data_location == TensorProto.EXTERNAL:
                 found.append(a.t)
@@ -92,7 +92,10 @@ def _load_external(tensor: TensorProto, folder: Path | None, where: str) -> byte
     location = info.get("location", "")
     if folder is None:
         raise ExternalData(f"{where}: tensor '{tensor.name}' lies in '{location}'; give a path")
-    target = (folder / location).resolve()
+    try:
+        target = (folder / location).resolve()
+    except (OSError, ValueError) as error:
+        raise ExternalData(f"{where}: tensor '{tensor.name}': {location!r}: {error}") from error
     if not location or not target.is_relative_to(folder.resolve()):
         raise ExternalData(
             f"{where}: tensor '{tensor.name}' points to '{location}', outside the model's folder"
@@ -101,7 +104,9 @@ def _load_external(tensor: TensorProto, folder: Path | None, where: str) -> byte
         offset, length = int(info.get("offset", 0)), int(info.get("length", -1))
         with open(target, "rb") as file:
             file.seek(offset)
-            data = file.read(length) if length >= 0 else file.read()
+            # never more than there is: `read` allocates what it is asked for
+            room = max(0, target.stat().st_size - offset)
+            data = file.read(room if length < 0 else min(length, room))
     except (OSError, ValueError) as error:
         raise ExternalData(f"{where}: tensor '{tensor.name}': '{location}': {error}") from error
     if length >= 0 and len(data) != length:
@@ -197,11 +202,14 @@ class FloatModel:
         """Run the model once; fills shapes, dtypes, constants, batch. Raises UnsupportedModel."""
         self.inputs = tuple(self._resolved(p, samples) for p in self.inputs)
         declared = {p.dims[0] if p.dims else 1 for p in self.inputs}
-        if any(not p.dims for p in self.inputs) or not self.inputs:
-            self._refuse("an input without a batch axis", "give every input a leading batch axis")
+        flat = [p.name for p in self.inputs if not p.dims]
+        if flat or not self.inputs:
+            what = f"inputs {flat} without a batch axis" if flat else "no inputs"
+            self._refuse(what, "give every input a leading batch axis")
         fixed = [d for d in declared if isinstance(d, int)]
         if len(set(fixed)) > 1:
-            self._refuse(f"inputs with batch sizes {sorted(fixed)}", "use one batch size")
+            sizes = {p.name: p.dims[0] for p in self.inputs}
+            self._refuse(f"inputs with different batch sizes {sizes}", "use one batch size")
         if samples is not None:
             self.check(samples)
         # two tells a batch axis from an axis of size one; a large fixed batch is tried free first
@@ -294,6 +302,14 @@ class FloatModel:
         if len({len(a) for a in arrays.values()}) != 1:
             raise BadCalibration(f"{what}: the inputs have different numbers of samples")
         return arrays
+
+    def made_up(self) -> dict[str, Array]:
+        """Data of the right shapes and types, for a conversion that only looks at the layers."""
+        rng = np.random.default_rng(0)
+        shapes = {p.name: (max(2, self.batch), *map(int, p.dims[1:])) for p in self.inputs}
+        return {
+            p.name: rng.integers(0, 2, shapes[p.name]).astype(DTYPES[p.dtype]) for p in self.inputs
+        }
 
     def run(self, samples: Mapping[str, Array], names: Sequence[str]) -> Iterable[dict[str, Array]]:
         """Values of the named tensors, chunk by chunk; each [n, ...] without padding samples."""

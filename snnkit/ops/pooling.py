@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from snnkit.errors import BadShape
 from snnkit.ops.op import Attrs, Bounds, Ints, Op, Params, Shape, Writer
-from snnkit.ops.synapses import window_counts, windows
+from snnkit.ops.synapses import check_padded, window_counts, windows
 
 if TYPE_CHECKING:
     from snnkit.graph import Node
@@ -34,14 +35,18 @@ def _pooled_shape(attrs: Attrs, source: Shape) -> Shape:
     fits = d in (1, 2) and len(source) == d + 1
     if not fits or not len(attrs["strides"]) == len(attrs["dilations"]) == d or len(pads) != 2 * d:
         raise BadShape(f"pooling kernel {kernel}, input {source}; expected (C, *space) to match")
+    check_padded(source, pads)
     counts = []
     for i in range(d):
         margins = (pads[i], pads[d + i])
-        # a window that saw only padding would have no maximum, and onnxruntime refuses it
-        if max(margins) >= (kernel[i] - 1) * attrs["dilations"][i] + 1:
-            raise BadShape(f"pads {margins} reach past the window {kernel[i]}; expected smaller")
         size, stride, dilation = source[1 + i], attrs["strides"][i], attrs["dilations"][i]
-        counts.append(window_counts(size, kernel[i], stride, margins, dilation))
+        count = window_counts(size, kernel[i], stride, margins, dilation)
+        taps = np.arange(count)[:, None] * stride + np.arange(kernel[i]) * dilation - pads[i]
+        # a window that saw only padding would have no maximum; onnxruntime wants small pads too
+        inside = ((taps >= 0) & (taps < size)).any(axis=1).all()
+        if not inside or max(margins) >= (kernel[i] - 1) * dilation + 1:
+            raise BadShape(f"pads {margins} reach past the window {kernel[i]}; expected smaller")
+        counts.append(count)
     return (source[0], *counts)
 
 
@@ -71,9 +76,9 @@ class SumPool(Op):
     ) -> tuple[int, int, int]:
         low, high = inputs[0]
         if "axes" in attrs:
-            count = int(np.prod([shapes[0][a] for a in attrs["axes"]]))
+            count = math.prod(shapes[0][a] for a in attrs["axes"])
         else:
-            count = int(np.prod(attrs["kernel"]))
+            count = math.prod(attrs["kernel"])
         return low * count, high * count, max(-low, high) * count
 
     def dense(self, node: Node, xs: Sequence[Ints], constant: bool = True) -> Ints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +46,11 @@ class Route(Op):
                 raise BadShape(f"perm {attrs['perm']} of an input {source}")
             return tuple(source[i] for i in attrs["perm"])
         shape = tuple(attrs["shape"])
-        if kind == "reshape" and int(np.prod(shape)) != int(np.prod(source)):
+        if kind == "reshape" and math.prod(shape) != math.prod(source):
             raise BadShape(f"reshape of {source} to {shape}; expected as many units")
         if kind == "index":
             index = params["index"]
-            units = int(np.prod(source))
+            units = math.prod(source)
             if index.shape != shape or not index.size or index.min() < -1 or index.max() >= units:
                 raise BadShape(f"index {index.shape} into {units} units, shape {shape}")
         return shape

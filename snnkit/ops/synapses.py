@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from snnkit.errors import BadShape
+from snnkit.errors import BadShape, TooLarge
 from snnkit.ops.op import Attrs, Bounds, Ints, Op, Params, Shape, Writer
 
 if TYPE_CHECKING:
     from snnkit.graph import Node
 
+MOST_PADDED = 2**28
 WEIGHT_ZERO = 128
 """Weights lie in the file as uint8 with this zero point. onnxruntime's u8 x s8 kernels add
 pairs of products in saturating 16 bits on CPUs without VNNI (255*127*2 > 32767); its u8 x u8
@@ -23,13 +25,21 @@ kernels widen first and are exact on every CPU."""
 def window_counts(size: int, kernel: int, stride: int, pads: tuple[int, int], dilation: int) -> int:
     """Number of window positions along one axis; raises BadShape if none fits."""
     span = (kernel - 1) * dilation + 1
-    count = (size + pads[0] + pads[1] - span) // stride + 1
+    count = (size + pads[0] + pads[1] - span) // max(stride, 1) + 1
     if kernel < 1 or stride < 1 or dilation < 1 or min(pads) < 0 or size < 1 or count < 1:
         raise BadShape(
             f"no window fits: size {size}, kernel {kernel}, stride {stride}, pads {pads}, "
             f"dilation {dilation}; expected at least one window"
         )
     return count
+
+
+def check_padded(source: Shape, pads: Shape) -> None:
+    """Raise TooLarge if (C, *space) with its padding is more than may be allocated."""
+    d = len(source) - 1
+    sides = [source[1 + i] + pads[i] + pads[d + i] for i in range(d)]
+    if source[0] * math.prod(sides) > MOST_PADDED:
+        raise TooLarge(f"{source} padded by {pads}; the limit is {MOST_PADDED} units")
 
 
 def windows(
@@ -107,6 +117,7 @@ class Conv(Op):
                 "(O, C/group, *kernel) for an input (C, *space) with one or two axes"
             )
         kernel, pads = weight.shape[2:], attrs["pads"]
+        check_padded(source, pads)
         return (
             weight.shape[0],
             *(

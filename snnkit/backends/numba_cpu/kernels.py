@@ -161,7 +161,7 @@ def cross_synapses(net: Net, work: Work, n: int) -> None:
                 for _ in range(per_group):
                     at += stride
                     w_channel += tap_channel
-                    delta = source[at] - told[at]
+                    delta = np.int32(source[at] - told[at])
                     if delta == 0 or (portion < ALL and draw(work.random, ALL) >= portion):
                         continue
                     told[at] = source[at]

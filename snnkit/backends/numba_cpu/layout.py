@@ -66,17 +66,6 @@ def state_sizes(node: Node, graph: Graph) -> tuple[int, int, int]:
     return node.units, told, cells
 
 
-def sees_only_padding(node: Node, source: Node) -> bool:
-    """Has a max_pool a window without any input unit, and so no maximum?"""
-    a = node.attrs
-    for i, kernel in enumerate(a.get("kernel", ())):
-        begins = np.arange(node.shape[1 + i]) * a["strides"][i] - a["pads"][i]
-        at = begins[:, None] + np.arange(kernel) * a["dilations"][i]
-        if not ((at >= 0) & (at < source.shape[1 + i])).any(axis=1).all():
-            return True
-    return False
-
-
 def flatten(graph: Graph) -> Layout:
     """The layout of a checked graph whose ops are all in KINDS."""
     return _Flattener(graph).layout()
@@ -154,10 +143,13 @@ class _Flattener:
         size = 0
         for node in self.graph.nodes:
             sources = [values[name] for name in node.inputs]
-            if node.op in ("input", "spike"):
+            op = TABLE[node.op]
+            # a linear op of zeros is zero, and the dense rule of a large convolution takes long
+            silent = op.linear and not any(s.any() for s in sources)
+            if silent or node.op in ("input", "spike"):
                 values[node.name] = np.zeros((1, *node.shape), np.int64)
             else:
-                values[node.name] = TABLE[node.op].dense(node, sources)
+                values[node.name] = op.dense(node, sources)
             blocks = [self._block(node, values[node.name][0])]
             row = self._row(node.name)
             row[k.VALUE], row[k.TOLD] = size, size + node.units
@@ -178,9 +170,9 @@ class _Flattener:
         full = np.broadcast_to(array, node.shape)
         return (np.moveaxis(full, 0, -1) if node.name in self.last else full).reshape(-1)
 
-    def _positions(self, node: Node) -> Array:
+    def _positions(self, node: Node) -> Ints:
         """Where in the state each unit of the node lies, [*shape]."""
-        places = self._row(node.name)[k.VALUE] + np.arange(node.units)
+        places: Ints = self._row(node.name)[k.VALUE] + np.arange(node.units)
         if node.name in self.last:
             places = np.moveaxis(places.reshape(*node.shape[1:], node.shape[0]), -1, 0)
         return places.reshape(node.shape)

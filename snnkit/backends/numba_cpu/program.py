@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from snnkit.backends import MODES, Result, Schedule, finish, recorded
 from snnkit.backends.numba_cpu import kernels as k
-from snnkit.backends.numba_cpu.layout import KINDS, flatten, sees_only_padding, state_sizes
+from snnkit.backends.numba_cpu.layout import KINDS, flatten, state_sizes
 from snnkit.boundary import as_inputs, quantise
 from snnkit.errors import SnnkitError, UsageError
 from snnkit.graph import Graph
@@ -176,13 +176,8 @@ class NumbaBackend:
     name = "numba"
 
     def unsupported(self, graph: Graph) -> list[tuple[str, str]]:
-        """Ops without a kernel, maxima of nothing, and a state too large for 32-bit indices."""
+        """Ops without a kernel, and a state too large for 32-bit indices."""
         found = [(n.name, f"op '{n.op}'") for n in graph.nodes if n.op not in KINDS]
-        found += [
-            (n.name, "a window sees only padding")
-            for n in graph.of("max_pool")
-            if sees_only_padding(n, graph.node[n.inputs[0]])
-        ]
         size = 0
         for node in graph.nodes:
             size += sum(state_sizes(node, graph))
