@@ -301,3 +301,47 @@ def cases() -> dict[str, Builder]:
         "ArgMax": _readout("ArgMax", axis=1, keepdims=0),
     }
     return made
+
+
+def random_model(rng: np.random.Generator) -> Builder:
+    """A chain of random layers with joins: whatever an exporter could write."""
+    b = Builder(tuple(int(n) for n in rng.integers((1, 5, 6), (4, 10, 11))))
+    b.rng = rng
+    trunk: list[tuple[str, tuple[int, ...]]] = []
+    for _ in range(int(rng.integers(2, 6))):
+        _random_layer(b, rng)
+        shape = _static_shape(b)[1:]
+        same = [t for t, s in trunk if s == shape]
+        if same and rng.random() < 0.7:
+            b.op(str(rng.choice(["Add", "Sub"])), same[-1])
+            if rng.random() < 0.5:
+                b.op("Relu")
+        trunk.append((b.at, shape))
+    return _head(b)
+
+
+def _random_layer(b: Builder, rng: np.random.Generator) -> None:
+    channels, height, width = _static_shape(b)[1:] if b.nodes else b.shape
+    if rng.random() < 0.3:
+        b.norm(channels, negative=True)
+    kind = rng.integers(0, 6)
+    if kind == 0 and min(height, width) >= 4:
+        ceil = int(rng.integers(0, 2))
+        b.op("MaxPool", kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1], ceil_mode=ceil)
+    elif kind == 1 and min(height, width) >= 4:
+        count = int(rng.integers(0, 2))
+        b.op("AveragePool", kernel_shape=[2, 3], pads=[1, 1, 0, 1], count_include_pad=count)
+    else:
+        out = channels if rng.random() < 0.4 else int(rng.integers(1, 6))
+        group = channels if out == channels and rng.random() < 0.3 else 1
+        kernel = [int(k) for k in rng.integers(1, 4, 2)]
+        pads = [int(rng.integers(0, k)) for k in (*kernel, *kernel)]
+        strides = [int(rng.integers(1, 3)) if n > 6 else 1 for n in (height, width)]
+        if min(height, width) < 3:
+            kernel, pads = [1, 1], [0, 0, 0, 0]
+        b.conv(out, channels, kernel, group=group, pads=pads, strides=strides)
+        if rng.random() < 0.5:
+            b.norm(out, negative=bool(rng.integers(0, 2)))
+    act = rng.choice(["Relu", "LeakyRelu", "Tanh", "Sigmoid", "HardSwish", ""])
+    if act:
+        b.op(str(act))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models import Builder, cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import Builder, cases, random_model
 
 import snnkit
 from snnkit.converters import convert
@@ -32,6 +34,19 @@ def test_every_neuron_of_every_execution_agrees(name: str, levels: int) -> None:
         y = snnkit.compile(graph, "reference").run(x).outputs[graph.outputs[0].name]
         span = float(y.max() - y.min())
         assert certificate.quantisation["largest_output_gap"] <= CLOSE * span
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31 - 1), st.sampled_from([1, 3, 15, 255]), st.sampled_from([3, 8]))
+def test_random_models(seed: int, levels: int, weight_bits: int) -> None:
+    """Random layers, joins and activations: exact in every execution, whatever the accuracy."""
+    rng = np.random.default_rng(seed)
+    builder = random_model(rng)
+    model, x = builder.model(), builder.samples(24)
+    graph = convert(model, x, levels=levels, weight_bits=weight_bits)
+    certificate = snnkit.verify(graph, x[:4], backends=("numba", "reference"))
+    assert certificate.passed, certificate.first_difference
+    assert certificate.minimum_spikes > 0 or not graph.of("spike")
 
 
 @pytest.mark.parametrize("weight_bits", [2, 4, 8])

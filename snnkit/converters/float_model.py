@@ -107,7 +107,7 @@ def _load_external(tensor: TensorProto, folder: Path | None, where: str) -> byte
             # never more than there is: `read` allocates what it is asked for
             room = max(0, target.stat().st_size - offset)
             data = file.read(room if length < 0 else min(length, room))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise ExternalData(f"{where}: tensor '{tensor.name}': '{location}': {error}") from error
     if length >= 0 and len(data) != length:
         raise ExternalData(f"{where}: '{location}' ends before tensor '{tensor.name}' does")
