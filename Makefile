@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint clean
 
 $(VENV)/ready-demo: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,9 +27,6 @@ lint: $(VENV)/ready-test
 
 test: lint
 	$(BIN)/python -m pytest
-
-bench: $(VENV)/ready-test
-	$(BIN)/python benchmarks/settle.py
 
 clean:
 	rm -rf $(VENV) $(OUT) build *.egg-info

@@ -275,6 +275,7 @@ def _check_boundary(b: Boundary, node: Node) -> None:
         settings = {k: v for k, v in step.items() if k != "op"}
         wanted = {"axis", "keepdims"} if step["op"] == "ArgMax" else {"axis"}
         fits = set(settings) == wanted and all(_is_int32(v) for v in settings.values())
+        fits = fits and settings.get("keepdims", 0) in (0, 1)
         if not fits or not 1 <= settings["axis"] <= len(shape):
             raise InvalidGraph(f"boundary '{b.name}': {dict(step)}; expected {sorted(wanted)}")
 

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from models import cases
 
 import snnkit
 from snnkit import reference
@@ -16,6 +15,7 @@ from snnkit.converters import convert
 from snnkit.files import save
 from snnkit.graph import Graph
 from snnkit.reference import Machine, Neurons
+from tests.models import cases
 
 
 @pytest.fixture(scope="module")

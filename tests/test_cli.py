@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from models import Builder, cases
 
 from snnkit.cli import main
+from tests.models import Builder, cases
 
 HEAVY = ("torch", "numba", "onnx", "onnxruntime", "tonic", "lava", "numpy")
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import Builder, cases, random_model
 
 import snnkit
 from snnkit.converters import convert
 from snnkit.errors import BadCalibration, UnsupportedModel
 from snnkit.files import from_bytes, to_bytes
+from tests.models import Builder, cases, random_model
 
 CASES = cases()
 CLOSE = 0.05
@@ -79,6 +79,23 @@ def test_integer_models_lose_nothing() -> None:
     assert source.passed
     assert not graph.of("spike")
     assert source.quantisation["largest_output_gap"] == 0
+
+
+def test_an_offset_in_front_of_padding_becomes_a_bias_map() -> None:
+    """Integers all the way: the float model and the network are equal at the border too."""
+    b = Builder((2, 7, 6))
+    weight = b.rng.integers(-127, 128, (3, 2, 3, 3))
+    weight[:, 0, 0, 0] = 127
+    b.op("Sub", b.array([[[[3.0]], [[-5.0]]]]))
+    b.op("Conv", b.array(weight), pads=[1, 2, 0, 1])
+    x = b.rng.integers(0, 256, (20, 2, 7, 6)).astype(np.float32)
+    x[0, :, 0, :2] = 0, 255
+    model = b.model()
+    graph = convert(model, x, bias_correction=False)
+    bias = graph.of("readout")[0].params["bias"]
+    assert bias.shape == (3, 6, 7), "the bias differs at the border"
+    found = snnkit.verify(graph, x, source=model, modes=("settle",))
+    assert found.passed and found.quantisation["largest_output_gap"] == 0
 
 
 @pytest.mark.parametrize("scaling", ["raw", "unit", "normalised"])

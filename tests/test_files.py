@@ -6,11 +6,9 @@ import copy
 import hashlib
 import json
 import os
-import random
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,93 +19,19 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from snnkit import errors, files
 from snnkit.boundary import dequantise
 from snnkit.cli import main
 from snnkit.converters import convert
-from snnkit.graph import Boundary, Graph, Node, make_node
+from snnkit.graph import Boundary, Graph, make_node
 from snnkit.reference import dense, input_counts
 from tests.corpus import random_graph
+from tests.small_files import edited, float_model, network, set_property
 
 SECONDS = 2.0
 """No damaged file may take longer than this to refuse."""
-
-
-def network() -> Graph:
-    """Every op, every kind of spike and of route, two inputs, a Softmax: a file of some KB."""
-    rng = np.random.default_rng(5)
-    nodes: list[Node] = []
-
-    def node(op: str, *inputs: Node, params: dict[str, Any] | None = None, **attrs: Any) -> Node:
-        nodes.append(make_node(f"n{len(nodes)}", op, inputs, params, attrs))
-        return nodes[-1]
-
-    window = {"strides": (1, 1), "dilations": (1, 1)}
-    x = node("input", shape=(2, 4, 3), lo=-10, hi=245)
-    weight = rng.integers(-127, 128, (3, 2, 2, 2))
-    charge = node("conv", x, params={"weight": weight}, pads=(0, 1, 1, 0), group=1, **window)
-    theta = {"init": rng.integers(-500, 500, (3, 1, 1)), "theta": rng.integers(500, 3000, (3, 1, 1))}
-    s = node("spike", charge, params=theta, kind="uniform", lo=-3, hi=15)
-    pool = {"kernel": (2, 2), "pads": (0, 0, 1, 1), **window}
-    joined = node(
-        "add",
-        node("max_pool", s, **pool),
-        node("sum_pool", s, **pool),
-        params={"m0": rng.integers(-5, 6, (3, 1, 1)), "m1": np.int32(3)},
-    )
-    ladder = {
-        "init": np.int32(1),
-        "thresholds": np.sort(rng.integers(-50, 200, (3, 1, 1, 5)), -1),
-    }
-    rising = node("spike", joined, params=ladder, kind="ladder", lo=-2, hi=3)
-    turning = node(
-        "spike",
-        joined,
-        params={**ladder, "values": np.broadcast_to([0, 1, 2, 1, 0, -1], (3, 1, 1, 6))},
-        kind="ladder",
-        lo=-1,
-        hi=2,
-    )
-    both = node("route", rising, turning, kind="concat", axis=0)
-    turned = node("route", both, kind="transpose", perm=(1, 2, 0))
-    flat = node("route", turned, kind="reshape", shape=(turned.units,))
-    index = rng.integers(-1, flat.units, (2, 5))
-    picked = node("route", flat, params={"index": index}, kind="index", shape=(2, 5))
-    product = node("linear", picked, params={"weight": rng.integers(-127, 128, (3, 5))})
-    out = node("readout", product, params={"bias": np.array([1, -2, 3])})
-    other = node("input", shape=(2, 4), lo=0, hi=255)
-    means = node("sum_pool", other, axes=(1,), keepdims=False)
-    second = node("readout", means, params={"bias": np.int32(0)})
-    zero = np.zeros((), np.float32)
-    return Graph(
-        tuple(nodes),
-        (
-            Boundary(
-                "X",
-                x.name,
-                "float32",
-                ("batch", 2, 4, 3),
-                np.array([[[0.1]], [[0.2]]], np.float32),
-                np.array([[[0.5]], [[0.0]]], np.float32),
-            ),
-            Boundary("Z", other.name, "float16", ("batch", 2, 4), np.float32(0.5).reshape(()), zero),
-        ),
-        (
-            Boundary(
-                "Y",
-                out.name,
-                "float32",
-                ("batch", 2, 3),
-                np.float32(0.01).reshape(()),
-                zero,
-                ({"op": "Softmax", "axis": 2},),
-            ),
-            Boundary("W", second.name, "float64", ("batch", 2), np.float32(0.25).reshape(()), zero),
-        ),
-        {"source": "by hand"},
-    )
 
 
 @pytest.fixture(scope="module")
@@ -118,27 +42,6 @@ def graph() -> Graph:
 @pytest.fixture(scope="module")
 def content(graph: Graph) -> bytes:
     return files.to_bytes(graph)
-
-
-def float_model() -> tuple[onnx.ModelProto, np.ndarray]:
-    """A float model of two layers with calibration data."""
-    rng = np.random.default_rng(3)
-    weights = {"w": rng.normal(size=(6, 5)), "v": rng.normal(size=(4, 6)), "b": rng.normal(size=4)}
-    nodes = [
-        helper.make_node("Gemm", ["x", "w"], ["a"], transB=1),
-        helper.make_node("Relu", ["a"], ["r"]),
-        helper.make_node("Gemm", ["r", "v", "b"], ["y"], transB=1),
-    ]
-    body = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 5])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
-        [numpy_helper.from_array(a.astype(np.float32), k) for k, a in weights.items()],
-    )
-    imports = [helper.make_opsetid("", 18)]
-    model = helper.make_model(body, opset_imports=imports, ir_version=9)
-    return model, rng.normal(size=(64, 5)).astype(np.float32)
 
 
 # --- the same bits back ---------------------------------------------------------------------
@@ -188,8 +91,10 @@ def test_conversion_gives_the_same_bytes_twice() -> None:
 def test_conversion_gives_the_same_bytes_in_every_process() -> None:
     """Neither hash order nor anything else of the process reaches the file."""
     code = (
-        "import hashlib; from tests.test_files import *; m, x = float_model();"
-        "print(hashlib.sha256(files.to_bytes(convert(m, x)) + files.to_bytes(network())).hexdigest())"
+        "import hashlib; from snnkit import files; from snnkit.converters import convert;"
+        "from tests.small_files import float_model, network; m, x = float_model();"
+        "both = files.to_bytes(convert(m, x)) + files.to_bytes(network());"
+        "print(hashlib.sha256(both).hexdigest())"
     )
     root = str(Path(__file__).parents[1])
     found = []
@@ -235,7 +140,8 @@ def test_empty_file(tmp_path: Path) -> None:
 
 def test_truncated_file(content: bytes) -> None:
     for share in (0.1, 0.5, 0.9, 0.999):
-        refused(errors.UnreadableFile, content[: int(len(content) * share)], "net.onnx", "truncated")
+        cut = content[: int(len(content) * share)]
+        refused(errors.UnreadableFile, cut, "net.onnx", "truncated")
 
 
 def test_not_onnx() -> None:
@@ -248,10 +154,8 @@ def test_foreign_model() -> None:
 
 
 def test_wrong_format_version(content: bytes) -> None:
-    def newer(model: onnx.ModelProto) -> None:
-        next(p for p in model.metadata_props if p.key == "snnkit.format").value = "999"
-
-    refused(errors.FormatMismatch, edited(content, newer), "net.onnx", "'999'")
+    damaged = edited(content, lambda m: set_property(m, "snnkit.format", "999"))
+    refused(errors.FormatMismatch, damaged, "net.onnx", "'999'")
 
 
 def test_over_the_size_limit(
@@ -274,14 +178,6 @@ def test_external_data_in_a_file_of_ours(content: bytes) -> None:
 
 
 # --- wrong graphs in readable files ---------------------------------------------------------
-
-
-def edited(content: bytes, change: Callable[[onnx.ModelProto], Any]) -> bytes:
-    """The file after `change` of its protobuf message."""
-    model = onnx.ModelProto()
-    model.ParseFromString(content)
-    change(model)
-    return bytes(model.SerializeToString(deterministic=True))
 
 
 def described(content: bytes, change: Callable[[Any], Any]) -> bytes:
@@ -465,10 +361,8 @@ def test_a_reference_to_nothing(content: bytes) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "9" * 5000, "[" * 50_000])
 def test_a_description_that_is_none(content: bytes, text: str) -> None:
-    def replace(model: onnx.ModelProto) -> None:
-        next(p for p in model.metadata_props if p.key == "snnkit.graph").value = text
-
-    refused(errors.MalformedGraph, edited(content, replace), "net.onnx: the graph's description")
+    damaged = edited(content, lambda m: set_property(m, "snnkit.graph", text))
+    refused(errors.MalformedGraph, damaged, "net.onnx: the graph's description")
 
 
 def test_digest_mismatch(content: bytes) -> None:
@@ -554,7 +448,7 @@ def chain(*middle: tuple[str, dict[str, Any], dict[str, Any]], **changes: Any) -
 def test_wide_values_where_bytes_are_read() -> None:
     """A charge that a synapse reads without a neuron between does not fit the file's 8 bits."""
     ones = ("linear", {"weight": np.ones((4, 4), int)}, {})
-    with pytest.raises(errors.RangeOverflow, match=r"node 'm0': its values 0\.\.1020 are read as 8"):
+    with pytest.raises(errors.RangeOverflow, match=r"node 'm0': its values 0\.\.1020"):
         files.to_bytes(chain(ones, ones))
 
 
@@ -598,7 +492,7 @@ def test_a_failing_write_leaves_the_old_file(
     for place in ("chmod", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, place, full)
-            with pytest.raises(errors.UnreadableFile, match=r"net\.onnx: cannot be written: No spa"):
+            with pytest.raises(errors.UnreadableFile, match=r"net\.onnx: cannot be written"):
                 files.save(graph, target)
         assert target.read_bytes() == b"old"
         assert os.listdir(tmp_path) == ["net.onnx"]
@@ -627,7 +521,7 @@ def test_an_interrupted_write_leaves_nothing_beside(
 
 def test_saving_into_a_missing_folder(graph: Graph, tmp_path: Path) -> None:
     target = tmp_path / "nowhere" / "net.onnx"
-    with pytest.raises(errors.UnreadableFile, match="nowhere.*cannot be written: No such file"):
+    with pytest.raises(errors.UnreadableFile, match=r"nowhere.*cannot be written: No such"):
         files.save(graph, target)
 
 
@@ -705,208 +599,5 @@ def test_external_data_that_is_not_there(tmp_path: Path) -> None:
 
 def test_external_data_of_a_model_in_memory(tmp_path: Path) -> None:
     content = moved_out("w.bin", tmp_path).read_bytes()
-    with pytest.raises(errors.ExternalData, match="tensor 'w' lies in 'w.bin'; give a path"):
+    with pytest.raises(errors.ExternalData, match=r"tensor 'w' lies in 'w\.bin'; give"):
         convert(content, float_model()[1])
-
-
-# --- fuzzing --------------------------------------------------------------------------------
-
-
-def damage_bytes(content: bytes, rng: random.Random) -> bytes:
-    """Flipped bytes, a cut, an insertion, swapped blocks, a repeated block."""
-    data = bytearray(content)
-    kind = rng.randrange(5)
-    a, b = sorted(rng.randrange(len(data)) for _ in range(2))
-    if kind == 0:
-        for _ in range(rng.choice((1, 1, 2, 8, 64))):
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    elif kind == 1:
-        del data[a : a + rng.choice((1, 4, len(data)))]
-    elif kind == 2:
-        data[a:a] = rng.randbytes(rng.choice((1, 2, 16)))
-    elif kind == 3:
-        size = rng.choice((1, 4, 32))
-        data[a : a + size], data[b : b + size] = data[b : b + size], data[a : a + size]
-    else:
-        data[b:b] = data[a : a + rng.choice((1, 16, 256))]
-    return bytes(data)
-
-
-ODD: tuple[Any, ...] = (
-    None,
-    True,
-    0,
-    -1,
-    2**31,
-    -(2**63),
-    10**400,
-    0.5,
-    float("nan"),
-    float("inf"),
-    "",
-    "n0",
-    "\ud800",
-    [],
-    {},
-    [[]],
-    [1_000_000_000, 1_000_000_000],
-    [-1],
-    [0, 0],
-    [1] * 100,
-    [2**32, 2**32],
-    {"op": "Softmax"},
-)
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path to every value in a JSON document."""
-    found = [path] if path else []
-    items: Any = enumerate(value) if isinstance(value, list) else ()
-    for key, inner in value.items() if isinstance(value, dict) else items:
-        found += places(inner, (*path, key))
-    return found
-
-
-def damage_description(description: Any, rng: random.Random) -> Any:
-    """One value replaced, removed, repeated, nested, nudged, or exchanged with another one."""
-    out = copy.deepcopy(description)
-    spots = places(out)
-    for _ in range(rng.choice((1, 1, 1, 2))):
-        path = rng.choice(spots)
-        try:
-            holder = out
-            for key in path[:-1]:
-                holder = holder[key]
-            old = holder[path[-1]]
-            kind = rng.randrange(6)
-            if kind == 0:
-                holder[path[-1]] = rng.choice(ODD)
-            elif kind == 1:
-                del holder[path[-1]]
-            elif kind == 2 and isinstance(holder, list):
-                holder.insert(rng.randrange(len(holder) + 1), copy.deepcopy(old))
-            elif kind == 3 and isinstance(old, int):
-                holder[path[-1]] = old + rng.choice((-1, 1, 2, 127, 2**30))
-            elif kind == 4:
-                holder[path[-1]] = [old]
-            else:
-                other = out
-                for key in rng.choice(spots):
-                    other = other[key]
-                holder[path[-1]] = copy.deepcopy(other)
-        except (KeyError, IndexError, TypeError):
-            continue  # the first change removed the place of the second
-    return out
-
-
-def damage_message(content: bytes, rng: random.Random) -> bytes:
-    """A change inside the protobuf message: tensors, nodes, properties, the description."""
-    kind = rng.randrange(7)
-
-    def change(model: onnx.ModelProto) -> None:
-        tensor = rng.choice(model.graph.initializer)
-        node = rng.choice(model.graph.node)
-        if kind == 0:
-            tensor.data_type = rng.randrange(26)
-        elif kind == 1:
-            tensor.dims[:] = rng.choice(([], [-1], [0], [2**40], [2**62, 4], [1] * 70))
-        elif kind == 2:
-            tensor.raw_data = damage_bytes(tensor.raw_data, rng)
-        elif kind == 3:
-            tensor.name = rng.choice(model.graph.initializer).name
-        elif kind == 4:
-            node.op_type = rng.choice(("Add", "Mul", "BIF", ""))
-        elif kind == 5:
-            rng.choice(model.metadata_props).value = rng.choice(("", "1", "{}", "[]", "\x7f" * 99))
-        else:
-            del model.graph.initializer[rng.randrange(len(model.graph.initializer))]
-
-    return edited(content, change)
-
-
-def test_ten_thousand_damaged_files(graph: Graph, content: bytes) -> None:
-    """Each is refused with an error of ours, or is still the same graph; none takes long."""
-    rng = random.Random(2026)
-    description = json.loads(
-        next(
-            p.value
-            for p in onnx.ModelProto.FromString(content).metadata_props
-            if p.key == "snnkit.graph"
-        )
-    )
-    seen: Counter[str] = Counter()
-    total, slowest = 12_000, 0.0
-    for i in range(total):
-        if i % 3 == 0:
-            damaged = damage_bytes(content, rng)
-        elif i % 3 == 1:
-            damaged = damage_message(content, rng)
-        else:
-            text = json.dumps(damage_description(description, rng), sort_keys=True)
-            text = text if rng.random() < 0.9 else text[: rng.randrange(len(text))]
-            damaged = edited(content, lambda m, t=text: set_property(m, "snnkit.graph", t))
-        start = time.perf_counter()
-        try:
-            found = files.from_bytes(damaged)
-        except errors.SnnkitError as error:
-            seen[type(error).__name__] += 1
-        else:
-            seen["accepted"] += 1
-            assert found.digest == graph.digest
-            assert damaged == content
-        slowest = max(slowest, time.perf_counter() - start)
-    assert slowest < SECONDS
-    assert seen["accepted"] < 0.05 * total, seen
-    wanted = {"UnreadableFile", "MalformedGraph", "InvalidGraph", "BadShape", "AlteredFile"}
-    wanted |= {"UnknownOp", "FloatArray", "BadThreshold", "ForeignFile", "FormatMismatch"}
-    assert wanted <= set(seen), seen
-
-
-def set_property(model: onnx.ModelProto, key: str, value: str) -> None:
-    next(p for p in model.metadata_props if p.key == key).value = value
-
-
-def test_damaged_graphs_that_pass_every_check_work(graph: Graph, content: bytes) -> None:
-    """Behind the digest: a changed description with a digest of its own is refused, or it is a
-    network like any other, which onnxruntime and the definition agree on."""
-    rng = random.Random(7)
-    model = onnx.ModelProto.FromString(content)
-    description = json.loads(
-        next(p.value for p in model.metadata_props if p.key == "snnkit.graph")
-    )
-    tensors = {t.name: t for t in model.graph.initializer}
-    seen: Counter[str] = Counter()
-    for _ in range(3000):
-        text = json.dumps(damage_description(description, rng))
-        start = time.perf_counter()
-        try:
-            other = files._rebuild(text, tensors, "the file")
-            written = files.to_bytes(other)
-            again = files.from_bytes(written)
-        except errors.SnnkitError:
-            seen["refused"] += 1
-            assert time.perf_counter() - start < SECONDS
-            continue
-        assert again.digest == other.digest
-        seen["same" if other.digest == graph.digest else "valid"] += 1
-        if other.digest != graph.digest and seen["valid"] % 5 == 0:
-            agrees(again, written)
-            seen["agrees"] += 1
-    assert seen["refused"] > 1000 and seen["agrees"] >= 20, seen
-
-
-def agrees(graph: Graph, content: bytes) -> None:
-    """onnxruntime runs the file and gives the integers of the definition."""
-    rng = np.random.default_rng(0)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    batch = next((b.dims[0] for b in graph.inputs if isinstance(b.dims[0], int)), 2)
-    x = {
-        b.name: rng.uniform(0, 20, (batch, *graph.node[b.node].shape)).astype(b.dtype)
-        for b in graph.inputs
-    }
-    values = dense(graph, input_counts(graph, x))
-    plain = [b for b in graph.outputs if not b.post]
-    for b, found in zip(plain, session.run([b.name for b in plain], x), strict=True):
-        assert found.tobytes() == dequantise(b, values[b.node]).tobytes(), b.name

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
 from snnkit.boundary import as_inputs, dequantise, quantise
@@ -264,3 +264,43 @@ def test_the_exported_corpus_is_not_empty(exported_outcomes: list[Outcome]) -> N
     count = Counter(o.kind for o in exported_outcomes)
     assert count.total() >= 110, count
     assert count["converted"] >= 60, count
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "ReduceMax"])
+def test_operators_that_read_all_channels_of_an_input(operator: str) -> None:
+    """Channels of 8-bit data keep grids of their own, which such an operator cannot read as one."""
+    rng = np.random.default_rng(0)
+    channels = [rng.integers(0, 256, (20, 4)) * step for step in (1, 3)]
+    x = np.stack(channels, axis=1).astype(np.float32)
+    constant = np.ones((4, 3), np.float32) if operator == "MatMul" else np.array([1])
+    expected = x @ constant if operator == "MatMul" else x.max(axis=1, keepdims=True)
+    body = helper.make_graph(
+        [helper.make_node(operator, ["x", "c"], ["y"])],
+        operator,
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 2, 4])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(constant, "c")],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    outcome = attempt(Case(operator, model, [x], [expected]))
+    assert outcome.exact, outcome.message
+    assert all(gap <= most for gap, most in outcome.gaps), outcome.gaps
+
+
+def test_an_old_model_with_an_array_that_nobody_reads() -> None:
+    """IR version 3, as PyTorch wrote BatchNorm's counter: among the inputs, read by no node."""
+    x = np.linspace(-1, 1, 40, dtype=np.float32).reshape(10, 4)
+    float32, int64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    body = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "old",
+        [
+            helper.make_tensor_value_info("x", float32, ["batch", 4]),
+            helper.make_tensor_value_info("num_batches_tracked", int64, []),
+        ],
+        [helper.make_tensor_value_info("y", float32, ["batch", 4])],
+        [numpy_helper.from_array(np.array(3), "num_batches_tracked")],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 9)], ir_version=3)
+    outcome = attempt(Case("old", model, [x], [np.maximum(x, 0)]))
+    assert outcome.exact, outcome.message

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime as ort
 import pytest
-from corpus import firing, random_graph, samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from snnkit.graph import Boundary, Graph, frozen, make_node
 from snnkit.onnx_writer import emit_recording
 from snnkit.ops import TABLE
 from snnkit.reference import Machine, _events, _fuzz, _steps, dense, input_counts
+from tests.corpus import firing, random_graph, samples
 
 SEEDS = st.integers(0, 2**31 - 1)
 LAW = settings(max_examples=150, deadline=None, derandomize=True)

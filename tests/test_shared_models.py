@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import shared_data
-from shared_data import HOME, cifar, mnist, needed, scaled
 
 import snnkit
 from snnkit.certificate import quantisation_error, verify
 from snnkit.converters import convert
+from tests import shared_data
+from tests.shared_data import HOME, cifar, mnist, needed, scaled
 
 MNIST = {
     "onnx2c/mnist_model": ("raw", (1, 28, 28), 0.984),

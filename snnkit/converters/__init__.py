@@ -91,12 +91,12 @@ def _build(source: FloatModel, given: dict[str, Array] | None, policy: Policy) -
     problems = unsupported_ops(source, HANDLERS)
     try:
         source.fix_shapes(given)
+        samples = source.check(source.made_up() if given is None else given)
+        statistics = Statistics(source, samples)
     except UnsupportedModel:
         if problems:  # most likely why onnxruntime could not run it
             raise UnsupportedModel(problems) from None
         raise
-    samples = source.check(source.made_up() if given is None else given)
-    statistics = Statistics(source, samples)
     network = Network(policy, statistics)
     reader = Reader(source, network, HANDLERS)
     inputs = [read_input(reader, port, statistics) for port in source.inputs]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snnkit.converters.float_model import Array, FloatModel
-from snnkit.errors import UsageError
+from snnkit.errors import Problem, UnsupportedModel, UsageError
 
 CALIBRATORS = ("mse", "percentile", "minmax")
 PERCENTILE = 99.9
@@ -58,7 +58,11 @@ class Statistics:
         share = max(64, KEPT * 4 // max(1, len(next(iter(self.samples.values())))))
         seen = 0
         for chunk in model.run(self.samples, names):
-            rows = len(chunk[names[0]])
+            rows = max(1, *(len(value) for value in chunk.values()))
+            shifting = [n for n, v in chunk.items() if v.shape != (rows, *model.shapes[n][1:])]
+            if shifting:
+                reason, remedy = "its shape depends on the data", "use tensors of one shape"
+                raise UnsupportedModel([Problem(n, "tensor", reason, remedy) for n in shifting])
             first = chunk if seen == 0 else {}
             for name, value in chunk.items():
                 flat = value.reshape(rows, -1).astype(np.float64)

@@ -126,7 +126,8 @@ def _ports(values: Iterable[onnx.ValueInfoProto]) -> tuple[Port, ...]:
         for i, d in enumerate(value.type.tensor_type.shape.dim):
             symbol = d.dim_param or ("batch" if i == 0 else f"dim{i}")
             dims.append(d.dim_value if d.dim_value > 0 else symbol)
-        dtype = names.get(kind, TensorProto.DataType.Name(kind).lower())
+        known = kind in TensorProto.DataType.values()
+        dtype = names.get(kind, TensorProto.DataType.Name(kind).lower() if known else f"{kind}")
         ports.append(Port(value.name, dtype, tuple(dims)))
     return tuple(ports)
 
@@ -172,6 +173,8 @@ class FloatModel:
         del model.graph.input[:]
         model.graph.input.extend(inputs)
         del model.graph.value_info[:]
+        # before version 4 an initialiser had to be an input too
+        model.ir_version = max(model.ir_version, 4)
         return model
 
     @staticmethod

@@ -300,6 +300,6 @@ HANDLERS: dict[str, Handler] = {
     **POOLING,
     **LAYOUT,
 }
-_CALCULATES = ("Relu", "Clip", "PRelu", "Add", "Sub", "Mul", "Div", "Sum", "Neg", "Gemm", "MatMul")
-_CALCULATES += ("ReduceSum", "ReduceMean")
+_CALCULATES = ["Add", "Clip", "Div", "Gemm", "MatMul", "Mul", "Neg", "PRelu", "ReduceMean"]
+_CALCULATES += ["ReduceSum", "Relu", "Sub", "Sum"]
 HANDLERS.update({name: in_floats(HANDLERS[name]) for name in _CALCULATES})

@@ -27,6 +27,8 @@ def _pooled_shape(attrs: Attrs, source: Shape) -> Shape:
             or not 0 <= axes[0] <= axes[-1] < len(source)
         ):
             raise BadShape(f"pooling axes {axes} of an input {source}; expected sorted axes of it")
+        if attrs["keepdims"] not in (0, 1):
+            raise BadShape(f"keepdims {attrs['keepdims']}; expected 0 or 1")
         if attrs["keepdims"]:
             return tuple(1 if i in axes else n for i, n in enumerate(source))
         return tuple(n for i, n in enumerate(source) if i not in axes)
