@@ -81,6 +81,22 @@ def test_integer_models_lose_nothing() -> None:
     assert source.quantisation["largest_output_gap"] == 0
 
 
+@pytest.mark.parametrize("factor", [1e-12, 0.0])
+@pytest.mark.parametrize("alive", [0, 2])
+def test_a_dead_output_channel_keeps_its_bias(factor: float, alive: int) -> None:
+    """Weights that are nothing beside the bias: the output is the bias, not a clipped one."""
+    b = Builder((6,))
+    weight = b.rng.normal(0, 1, (6, 4))
+    weight[:, alive:] *= factor
+    bias = np.array([0.3, -0.2, -0.78, 0.51])
+    b.op("Gemm", b.array(weight), b.array(bias))
+    x = b.samples()
+    graph = convert(b.model(), x)
+    y = next(iter(snnkit.compile(graph, "reference").run(x).outputs.values()))
+    assert np.abs(y[:, alive:] - bias[alive:]).max() < 0.02
+    assert snnkit.verify(graph, x[:4]).passed
+
+
 def test_an_offset_in_front_of_padding_becomes_a_bias_map() -> None:
     """Integers all the way: the float model and the network are equal at the border too."""
     b = Builder((2, 7, 6))

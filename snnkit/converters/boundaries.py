@@ -85,7 +85,12 @@ def read_output(reader: Reader, port: Port) -> Boundary:
     steps = value.steps if isinstance(value, Posted) else ()
     x = value.value if isinstance(value, Posted) else value
     tensor = _before_steps(reader, port.name) if steps else port.name
-    x = reader.net.positive(reader.net.corrected(x, tensor))
+    x = reader.net.corrected(x, tensor)
+    # a channel whose charge is nothing beside its bias would need a bias beyond 32 bits
+    dead = np.abs(x.offset) > np.abs(x.scale) * (GRID_BOUND / 2)
+    if dead.any():
+        x = reader.net.affine(x.node, np.where(dead, 0.0, x.scale), x.offset)
+    x = reader.net.positive(x)
     if not any(varies_only(x.scale, axis) for axis in range(max(1, len(x.shape)))):
         x = reader.net.even(x, port.name)
     x = _finer(reader, x, port.name)

@@ -160,7 +160,8 @@ class Network:
             return x
         known = np.abs(x.scale[x.scale != 0])
         # a channel of scale zero has charge zero from here on, so any scale reads it rightly
-        idle = float(np.median(known)) if known.size else 1.0
+        idle = float(np.median(known)) if known.size else float(np.abs(x.offset).max()) / 2**20
+        idle = idle or 1.0
         scale = np.where(sign == 0, idle, np.abs(x.scale))
         node = x.node
         rows_only = {"conv": varies_only(sign, 0), "linear": varies_only(sign, -1)}
