@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy.typing as npt
 
 from snnkit.backends import MODES, Result, Schedule, finish, recorded
 from snnkit.backends.numba_cpu import kernels as k
-from snnkit.backends.numba_cpu.layout import KINDS, flatten, state_sizes
+from snnkit.backends.numba_cpu.fast import GENERIC, FastEngine, choose
+from snnkit.backends.numba_cpu.layout import KINDS, Layout, flatten, state_sizes
 from snnkit.boundary import as_inputs, quantise
 from snnkit.errors import SnnkitError, UsageError
 from snnkit.graph import Graph
@@ -32,16 +34,43 @@ STATE_LIMIT = 2**31
 
 
 class NumbaProgram:
-    """A flattened graph. Any number of threads may call `run`."""
+    """A graph made ready. Any number of threads may call `run` and `infer`.
 
-    def __init__(self, graph: Graph):
+    path : what mode settle runs on: "avx512", "avx2", or "generic", the engine of all other modes.
+    why_generic : (node, reason) for every node that keeps the graph from the vector kernels.
+    """
+
+    def __init__(self, graph: Graph, path: str | None = None):
+        """path : as the environment variable SNNKIT_CPU_PATH: auto, avx512, avx2 or generic."""
         self.graph = graph
-        self.layout = flatten(graph)
         self.levels = spike_levels(graph)
         self._idle: SimpleQueue[k.Work] = SimpleQueue()
-        # compile (or load from the cache) now, so that no run's time contains it
-        empty = {b.name: np.zeros((0, *graph.node[b.node].shape)) for b in graph.inputs}
-        _Run(self, Schedule(), empty, (), 0).chunk(slice(0, 0))
+        self.why_generic: tuple[tuple[str, str], ...] = ()
+        isa = choose(path)
+        fast = None if isa is None else FastEngine(graph, isa)
+        if fast is not None and fast.problems:
+            self.why_generic, fast = tuple(fast.problems), None
+        self.fast = fast
+        self.path = GENERIC if fast is None else fast.isa.name
+        if fast is None:
+            # compile (or load from the cache) now, so that no run's time contains it
+            empty = {b.name: np.zeros((0, *graph.node[b.node].shape)) for b in graph.inputs}
+            _Run(self, Schedule(), empty, (), 0).chunk(slice(0, 0))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the general engine runs; the vector kernels do without."""
+        return flatten(self.graph)
+
+    def infer(self, x: Any, threads: int = 1) -> Mapping[str, Array]:
+        """Outputs by name, nothing else: the least time from floats to floats.
+
+        Mode settle without counts and tallies. Float32 arrays in C order are read where they lie
+        and are not looked at for NaN.
+        """
+        if self.fast is None:
+            return self.run(x, threads=threads).outputs
+        return self.fast.infer(x, threads)
 
     def run(
         self,
@@ -65,6 +94,8 @@ class NumbaProgram:
             raise UsageError(f"threads {threads}; expected at least 1")
         inputs = as_inputs(self.graph, x)
         samples = len(next(iter(inputs.values())))
+        if self.fast is not None and schedule.mode == "settle":
+            return self.fast.result(inputs, names, threads or os.cpu_count() or 1)
         start = time.perf_counter()
         run = _Run(self, schedule, inputs, names, samples)
         run.all(threads or os.cpu_count() or 1)
@@ -186,9 +217,9 @@ class NumbaBackend:
                 break
         return found
 
-    def compile(self, graph: Graph) -> NumbaProgram:
+    def compile(self, graph: Graph, path: str | None = None) -> NumbaProgram:
         graph.check()
-        return NumbaProgram(graph)
+        return NumbaProgram(graph, path)
 
 
 def backend() -> NumbaBackend:

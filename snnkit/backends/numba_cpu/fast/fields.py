@@ -1,0 +1,58 @@
+"""Names of the columns in the tables that packing writes and compiled code reads."""
+
+from __future__ import annotations
+
+(
+    # arguments of a row kernel; addresses are int64
+    A_SITES, A_COUNT, A_STRIDE, A_INIT, A_INIT_STEP, A_SEGMENTS, A_SEGMENT_COUNT, A_SPAN,
+    A_COLUMN_WORDS, A_WEIGHT, A_RATE, A_SHIFT, A_TOP, A_TARGET, A_TARGET_STEP, A_LIST, A_KEY,
+    A_KEY_STEP, A_PREFIX, A_EVENTS, A_WIDTH, A_SITE_BYTES, A_WORDS, A_RAW,
+    # arguments of the input kernel
+    A_SOURCE, A_PLANE, A_CHANNELS, A_SCALE, A_OFFSET, A_LOW, A_HIGH,
+) = range(31)  # fmt: skip
+ARGUMENTS = 32
+
+S_ROW, S_LIST, S_PREFIX, S_KEY_WORD, S_START, S_WORD = range(6)
+"""One kernel row of a window on a source row. S_ROW, S_LIST, S_PREFIX: addresses of the map's
+row, of its list, and of the prefix entry of the window's first column. S_KEY_WORD: what a listed
+key has to be moved by to become the number of a weight block, at column 0. S_START: address of
+the first byte under the window; S_WORD: number of its weight block."""
+SEGMENT = 6
+
+(
+    # a map of bytes: padded rows of words, with the list of the words that are not zero
+    M_BASE, M_LIST, M_PREFIX, M_COUNTS,
+    M_ROW_BYTES, M_LIST_BYTES, M_PREFIX_BYTES, M_PITCH, M_WORDS,
+    M_HEIGHT, M_WIDTH, M_CHANNELS, M_TOP, M_LEFT, M_ROWS, M_COLUMNS, M_ZERO,
+) = range(17)  # fmt: skip
+MAP = 17
+MAP_ADDRESSES = 4
+"""The first columns of a map are addresses inside a work area."""
+
+INPUT, SCATTER, GATHER, CHANNELWISE, SUM, LADDER, MAX, MOVE = range(8)
+"""Kinds of steps."""
+
+(
+    P_KIND, P_SOURCE, P_TARGET, P_CHARGE, P_OTHER,
+    P_HEIGHT, P_WIDTH, P_CHANNELS,
+    # window: P_TAPS int32 pairs (row, column) of the segments, in the padded source map
+    P_ROW_STRIDE, P_STRIDE, P_TAPS, P_TAP_COUNT, P_SPAN, P_WORDS, P_TILES, P_TILE_COUNT,
+    P_INIT, P_INIT_STEP, P_INIT_ROW, P_RATE, P_SHIFT, P_TOP, P_QUIET, P_DENSE,
+    # uses of the same columns by the other kinds
+    P_A, P_B, P_C, P_D, P_E,
+) = range(29)  # fmt: skip
+STEP = 30
+
+T_GROUPS, T_WEIGHT, T_FIRST = range(3)
+"""A tile of output channels: number of 16-output groups, address of weights, first channel."""
+TILE = 3
+
+K_UNITS, K_INDEX, K_CHARGE, K_SIZE, K_MAP = range(5)
+"""Where the values of a node are read: K_INDEX, int32 per unit, into a charge map of K_SIZE
+integers, or into the bytes of a map (K_CHARGE = -1)."""
+TAP = 5
+
+Y_MAP, Y_ROWS, Y_COLUMNS, Y_WIDTH = range(4)
+"""What is counted of a map: spikes (Y_ROWS = 0), or synapses: Y_ROWS and Y_COLUMNS are addresses
+of the number of windows that meet a row and a column, Y_WIDTH outputs each."""
+TALLY = 4

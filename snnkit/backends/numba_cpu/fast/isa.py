@@ -1,0 +1,63 @@
+"""Which vector instructions the fast path uses, chosen from the CPU when a program is made."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from snnkit.errors import UsageError
+
+VARIABLE = "SNNKIT_CPU_PATH"
+GENERIC = "generic"
+
+
+class Isa(NamedTuple):
+    """One set of instructions.
+
+    lanes : int32 lanes of a vector. word_bytes : bytes of weights of one word for 16 outputs.
+    blocks : output sites side by side in the dense kernel, by number of 16-output groups - 1.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    lanes: int
+    word_bytes: int
+    blocks: tuple[int, ...]
+
+
+AVX512 = Isa("avx512", ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 16, 64, (8, 8, 4, 4))
+AVX2 = Isa("avx2", ("avx2", "fma"), 8, 128, (4, 2, 1, 1))
+ISAS = {isa.name: isa for isa in (AVX512, AVX2)}
+
+
+def host_features() -> dict[str, bool]:
+    """Features of this CPU by LLVM's names; none where LLVM cannot tell."""
+    import llvmlite.binding as llvm
+
+    try:
+        return dict(llvm.get_host_cpu_features())
+    except RuntimeError:
+        return {}
+
+
+def missing(isa: Isa, features: dict[str, bool]) -> list[str]:
+    return [f for f in isa.features if not features.get(f, False)]
+
+
+def choose(wanted: str | None = None) -> Isa | None:
+    """The set named by `wanted` or the environment, or the best one; None means generic.
+
+    Raises UsageError where a set was asked for that this CPU does not have.
+    """
+    name = wanted or os.environ.get(VARIABLE, "auto")
+    if name == GENERIC:
+        return None
+    features = host_features()
+    if name == "auto":
+        return next((isa for isa in ISAS.values() if not missing(isa, features)), None)
+    if name not in ISAS:
+        raise UsageError(f"{VARIABLE}={name!r}; expected auto, {', '.join(ISAS)} or {GENERIC}")
+    lacking = missing(ISAS[name], features)
+    if lacking:
+        raise UsageError(f"{VARIABLE}={name}: this CPU lacks {', '.join(lacking)}")
+    return ISAS[name]

@@ -1,0 +1,136 @@
+"""Arrays in the form that the row kernels read: weights by words, staircases as two floats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from snnkit.backends.numba_cpu.fast.isa import Isa
+from snnkit.graph import Node
+from snnkit.ops.op import Ints
+from snnkit.ops.spike import ladder_rows
+
+Array = npt.NDArray[Any]
+
+LINE = 64
+"""Bytes of a cache line and of the widest vector: everything starts at such an address."""
+MOST_GROUPS = 4
+MOST_THRESHOLDS = 2**24
+SLACK = 2.0**-40
+"""More than the error of float64 below 2^9, less than what float32 can tell there."""
+
+
+def aligned(size: int) -> npt.NDArray[np.uint8]:
+    """Zeroed bytes that start at a cache line."""
+    raw = np.zeros(size + LINE, np.uint8)
+    first = -raw.ctypes.data % LINE
+    return raw[first : first + size]
+
+
+class Store:
+    """Constant arrays at fixed addresses, for as long as the store lives."""
+
+    def __init__(self) -> None:
+        self.arrays: list[Array] = []
+
+    def add(self, array: Array) -> int:
+        """The address of an aligned copy; 64 more bytes behind it may be read."""
+        flat = np.ascontiguousarray(array)
+        copy = aligned(flat.nbytes + LINE)
+        copy[: flat.nbytes] = flat.reshape(-1).view(np.uint8)
+        self.arrays.append(copy)
+        return int(copy.ctypes.data)
+
+
+def padded(channels: int) -> int:
+    """Output channels come in groups of 16."""
+    return -(-channels // 16) * 16
+
+
+def tiles(channels: int) -> list[int]:
+    """Groups of each tile: as few tiles as possible, of about the same size."""
+    groups = padded(channels) // 16
+    count = -(-groups // MOST_GROUPS)
+    return [groups // count + (i < groups % count) for i in range(count)]
+
+
+def pack_weights(weight: Array, pitch: int, words: int, isa: Isa) -> list[Array]:
+    """weight int8 [outputs, taps, span, channels] as one array per tile.
+
+    The bytes under a window row, `pitch` per column, are cut into words of four; each word has one
+    block: its weights for the outputs of the tile.
+    """
+    outputs, taps, span, channels = weight.shape
+    rows = np.zeros((padded(outputs), taps, span * pitch), np.int8)
+    rows.reshape(-1, taps, span, pitch)[:outputs, ..., :channels] = weight
+    full = np.zeros((padded(outputs), taps, words * 4), np.int8)
+    full[..., : span * pitch] = rows
+    packed, first = [], 0
+    for groups in tiles(outputs):
+        part = full[first : first + 16 * groups].reshape(-1, taps, words, 4).transpose(1, 2, 0, 3)
+        first += 16 * groups
+        if isa.lanes == 16:
+            packed.append(part)
+        else:
+            pairs = part.reshape(taps, words, 2 * groups, 8, 2, 2).transpose(0, 1, 2, 4, 3, 5)
+            packed.append(pairs.astype(np.int16))
+    return packed
+
+
+def thresholds(node: Node) -> tuple[Ints, Ints, Ints]:
+    """Any staircase as a ladder: row of each unit [*shape], thresholds [rows, K] and, as bytes
+    above the lower bound, values [rows, K + 1]."""
+    if node.attrs["kind"] == "ladder":
+        row, ladder, values = ladder_rows(node)
+        return row, ladder, values - node.lo
+    theta, row = np.unique(node.params["theta"].astype(np.int64), return_inverse=True)
+    row = np.broadcast_to(row.reshape(node.params["theta"].shape), node.shape)
+    steps = np.arange(node.lo + 1, node.hi + 1)
+    ladder = theta[:, None] * steps
+    values = np.broadcast_to(np.arange(len(steps) + 1), (len(theta), len(steps) + 1))
+    return row, ladder, values
+
+
+def straight(ladder: Ints, values: Ints) -> tuple[Array, Array] | None:
+    """(rate, shift) float32 per row, such that floor(charge * rate + shift), clipped, passes the
+    k-th step exactly at the k-th threshold; None if some row has no such line.
+
+    Checked for every threshold T and for T - 1. The float32 computation is monotone in the
+    charge, so this proves it for all charges.
+    """
+    k = np.arange(1, ladder.shape[1] + 1, dtype=np.float64)
+    if ladder.shape[1] > 255 or (values != np.arange(ladder.shape[1] + 1)).any():
+        return None
+    if np.abs(ladder).max(initial=0) >= 2**24:
+        return None
+    rate = _steepness(ladder.astype(np.float64), k).astype(np.float32).astype(np.float64)
+    reach = k - rate[:, None] * ladder
+    shift = ((reach.max(1) + reach.min(1) + rate) / 2).astype(np.float32).astype(np.float64)
+    at = ladder * rate[:, None] + shift[:, None]
+    before = (ladder - 1) * rate[:, None] + shift[:, None]
+    # float32 rounds up to k from less than half a step of its grid below k
+    half = np.spacing(np.nextafter(k.astype(np.float32), np.float32(0))).astype(np.float64) / 2
+    proved = (at >= k + SLACK) & (before < k - half - SLACK)
+    if not proved.all():
+        return None
+    return rate.astype(np.float32), shift.astype(np.float32)
+
+
+def _steepness(ladder: Ints | Array, k: Array) -> Array:
+    """The rate that leaves the most room for the shift: room = rate - (max - min) of k - rate * T
+    is concave in the rate, so a ternary search finds its top."""
+    if ladder.shape[1] == 1:
+        return np.full(len(ladder), 2.0**-10)
+    rise = np.maximum(ladder[:, -1] - ladder[:, 0], 1.0)
+    low, high = (len(k) - 1) / (rise + 1.0) / 2, (len(k) - 1) / rise * 2 + 1e-3
+    for _ in range(90):
+        third = (high - low) / 3
+        rooms = []
+        for rate in (low + third, high - third):
+            reach = k - rate[:, None] * ladder
+            rooms.append(rate - (reach.max(1) - reach.min(1)))
+        better = rooms[0] < rooms[1]
+        low, high = np.where(better, low + third, low), np.where(better, high, high - third)
+    return np.asarray((low + high) / 2)
