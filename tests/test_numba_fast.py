@@ -252,7 +252,7 @@ def test_path_by_environment() -> None:
 def test_unknown_or_missing_paths_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     from snnkit.backends.numba_cpu.fast import isa
 
-    with pytest.raises(UsageError, match="expected auto, avx512, avx2 or generic"):
+    with pytest.raises(UsageError, match="expected auto, avx512, avxvnni, avx2 or generic"):
         isa.choose("neon")
     monkeypatch.setattr(isa, "host_features", lambda: {"avx2": True, "fma": True})
     with pytest.raises(UsageError, match="this CPU lacks avx512f, avx512bw"):

@@ -95,7 +95,12 @@ class Builder(Layout):
             return
         first = g.units[0, 0]
         row |= {f.P_CHANNELS: g.channels, f.P_A: 4 * g.width, f.P_B: 4 * g.width * g.height}
-        row |= {f.P_RATE: self.store.add(scale[first]), f.P_SHIFT: self.store.add(offset[first])}
+        scale, offset = scale[first], offset[first]
+        exact = bool((np.frexp(scale)[0] == 0.5).all())
+        silent = made.zero == 0 and node.lo == 0 and not offset.any()
+        row |= {f.P_E: int(exact), f.P_QUIET: int(silent)}
+        rate = (1 / scale).astype(np.float32) if exact else scale
+        row |= {f.P_RATE: self.store.add(rate), f.P_SHIFT: self.store.add(offset)}
         self.step(f.INPUT, row)
 
     def spike(self, node: Node) -> None:

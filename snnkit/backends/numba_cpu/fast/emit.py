@@ -1,7 +1,6 @@
-"""LLVM code of the row kernels: gather over listed words, blocks of sites, fire, event lists.
+"""The few vector operations that the row kernels are made of, as LLVM code.
 
-A word is four channels of one site in 32 bits. A kernel walks the output sites of one row; the
-charges of a site stay in vector registers from the bias to the spike.
+A word is four channels of one site in 32 bits. A row kernel walks the sites of one row.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from typing import Any
 
 from llvmlite import ir
 
-from snnkit.backends.numba_cpu.fast import fields as f
 from snnkit.backends.numba_cpu.fast.isa import Isa
 
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
@@ -85,11 +83,10 @@ class Emit:
 
     def dot(self, charges: Sequence[Value], word: Value, weights: Sequence[Value]) -> list[Value]:
         """charges[j] += sum over 4 channels of word * weights[j]."""
-        if self.isa.lanes == 16:
-            data = self.b.bitcast(self.splat(word), vector(I8, 64))
-            name = "llvm.x86.avx512.vpdpbusd.512"
+        if self.isa.word_bytes == 64:
+            data = self.b.bitcast(self.splat(word), vector(I8, 4 * self.isa.lanes))
             return [
-                self.call(name, self.ints, [a, data, w])
+                self.call(self.isa.dot, self.ints, [a, data, w])
                 for a, w in zip(charges, weights, strict=True)
             ]
         b = self.b
@@ -100,14 +97,14 @@ class Emit:
         out = []
         for j, a in enumerate(charges):
             for pair, w in zip(pairs, weights[2 * j : 2 * j + 2], strict=True):
-                a = b.add(a, self.call("llvm.x86.avx2.pmadd.wd", self.ints, [pair, w]))
+                a = b.add(a, self.call(self.isa.dot, self.ints, [pair, w]))
             out.append(a)
         return out
 
     def weights(self, address: Value, groups: int) -> list[Value]:
         """The weight block of one word."""
         size = self.isa.lanes * 4
-        kind = vector(I8, 64) if size == 64 else vector(I16, 16)
+        kind = vector(I8, size) if self.isa.word_bytes == 64 else vector(I16, size // 2)
         count = groups * self.isa.word_bytes // size
         return [self.load(kind, self.b.add(address, I64(size * j)), size) for j in range(count)]
 
@@ -116,285 +113,84 @@ class Emit:
         count = groups * 16 // self.isa.lanes
         return [self.load(kind, self.b.add(address, I64(size * j)), 4) for j in range(count)]
 
-    def staircase(self, charge: Value, rate: Value, shift: Value, top: Value) -> Value:
-        """clip(floor(charge * rate + shift), 0, top) as bytes."""
-        kind = f"v{self.isa.lanes}f32"
-        x = self.b.sitofp(charge, self.floats)
-        x = self.call(f"llvm.fma.{kind}", self.floats, [x, rate, shift])
-        zero = ir.Constant(self.floats, [0.0] * self.isa.lanes)
-        x = self.call(f"llvm.maxnum.{kind}", self.floats, [x, zero])
-        x = self.call(f"llvm.minnum.{kind}", self.floats, [x, top])
-        return self.b.trunc(self.b.fptosi(x, self.ints), vector(I8, self.isa.lanes))
+    def levels(
+        self,
+        charges: Sequence[Value],
+        rates: Sequence[Value],
+        shifts: Sequence[Value],
+        top: Value,
+    ) -> Value:
+        """clip(floor(charge * rate + shift), 0, top) of one to four vectors, as words."""
+        b, lanes = self.b, self.isa.lanes
+        kind = f"v{lanes}f32"
+        whole = []
+        for charge, rate, shift in zip(charges, rates, shifts, strict=True):
+            x = self.b.sitofp(charge, self.floats)
+            x = self.call(f"llvm.fma.{kind}", self.floats, [x, rate, shift])
+            # towards zero is floor where it matters: below zero the packing cuts off
+            x = self.least(x, top)
+            whole.append(b.fptosi(x, self.ints))
+        whole += [ir.Constant(self.ints, [0] * lanes)] * (4 - len(whole))
+        name = "avx512.packssdw.512" if lanes == 16 else "avx2.packssdw"
+        half = vector(I16, 2 * lanes)
+        pairs = [self.call(f"llvm.x86.{name}", half, whole[i : i + 2]) for i in (0, 2)]
+        name = "avx512.packuswb.512" if lanes == 16 else "avx2.packuswb"
+        packed = self.call(f"llvm.x86.{name}", vector(I8, 4 * lanes), pairs)
+        # packing works within 128 bits: dword 4 k + v there holds four outputs of vector v
+        words = b.bitcast(packed, self.ints)
+        order = [4 * k + v for v in range(4) for k in range(lanes // 4)]
+        return b.shuffle_vector(words, words, ir.Constant(vector(I32, lanes), order))
 
-    def append(self, words: Value, key: Value, listed: Value, events: Value) -> Value:
-        """List the keys of the words (one vector of them) that are not zero; their new number."""
-        if words.type.count == 16:
-            return self.append_all(words, key, listed, events, 1)[0]
-        b, lanes = self.b, words.type.count
-        for i in range(lanes):
-            self.store(b.trunc(b.add(key, I64(i)), I32), self.at(listed, events, 4), 4)
-            some = b.icmp_unsigned("!=", b.extract_element(words, I32(i)), I32(0))
-            events = b.add(events, b.zext(some, I64))
-        return events
+    def least(self, x: Value, y: Value) -> Value:
+        """The smaller of two vectors of floats that are numbers."""
+        return self.b.select(self.b.fcmp_ordered("<", x, y), x, y)
 
-    def append_all(
-        self, words: Value, key: Value, listed: Value, events: Value, parts: int
+    def append(
+        self, words: Value, keys: Value, listed: Value, events: Value, parts: int = 1
     ) -> list[Value]:
-        """As `append` of 16 words; the numbers of events behind each of `parts` equal parts."""
-        b, kind = self.b, vector(I32, 16)
-        zero = ir.Constant(kind, [0] * 16)
-        mask = b.icmp_unsigned("!=", words, zero)
-        keys = b.add(self.splat(b.trunc(key, I32)), ir.Constant(kind, list(range(16))))
-        # compressed in a register: compressing to memory is microcoded
-        name = "llvm.x86.avx512.mask.compress.v16i32"
-        self.store(self.call(name, kind, [keys, zero, mask]), self.at(listed, events, 4), 4)
-        bits, found = b.bitcast(mask, I16), []
-        for part in range(1, parts + 1):
-            upto = b.and_(bits, I16(2 ** (16 * part // parts) - 1)) if part < parts else bits
-            count = self.call("llvm.ctpop.i16", I16, [upto])
-            found.append(b.add(events, b.zext(count, I64)))
+        """List the keys of the words that are not zero; the numbers of events behind each of
+        `parts` equal parts."""
+        b, lanes = self.b, self.isa.lanes
+        some = b.icmp_unsigned("!=", words, ir.Constant(self.ints, [0] * lanes))
+        found = []
+        if lanes == 16:
+            # compressed in a register: compressing to memory is microcoded
+            name = "llvm.x86.avx512.mask.compress.v16i32"
+            zero = ir.Constant(self.ints, [0] * lanes)
+            close = self.call(name, self.ints, [keys, zero, some])
+            self.store(close, self.at(listed, events, 4), 4)
+            bits = b.bitcast(some, I16)
+            for part in range(1, parts + 1):
+                upto = b.and_(bits, I16(2 ** (16 * part // parts) - 1)) if part < parts else bits
+                count = self.call("llvm.ctpop.i16", I16, [upto])
+                found.append(b.add(events, b.zext(count, I64)))
+            return found
+        for i in range(lanes):
+            self.store(b.extract_element(keys, I32(i)), self.at(listed, events, 4), 4)
+            events = b.add(events, b.zext(b.extract_element(some, I32(i)), I64))
+            if (i + 1) % (lanes // parts) == 0:
+                found.append(events)
         return found
 
-    def words_of(self, levels: Sequence[Value]) -> list[Value]:
-        """Bytes of a site as vectors of words."""
-        b, lanes = self.b, self.isa.lanes
-        if lanes != 16:
-            return [b.bitcast(q, vector(I32, 2)) for q in levels]
-        four, joined = vector(I32, 4), []
-        for first in range(0, len(levels), 4):
-            parts = [b.bitcast(q, four) for q in levels[first : first + 4]]
-            parts += [ir.Constant(four, [0] * 4)] * (4 - len(parts))
-            while len(parts) > 1:
-                size = 2 * parts[0].type.count
-                order = ir.Constant(vector(I32, size), list(range(size)))
-                parts = [
-                    b.shuffle_vector(parts[i], parts[i + 1], order) for i in range(0, len(parts), 2)
-                ]
-            joined.append(parts[0])
-        return joined
+    def first_lanes(self, count: Value) -> Value:
+        """Mask of the lanes below `count`."""
+        lane = ir.Constant(self.ints, list(range(self.isa.lanes)))
+        return self.b.icmp_signed("<", lane, self.splat(self.b.trunc(count, I32)))
 
 
-class Row:
-    """The arguments of a row kernel, and what happens to a finished site."""
+class Arguments:
+    """The arguments of a row kernel, each loaded where it is first used."""
 
-    def __init__(self, emit: Emit, arguments: Value, groups: int):
-        self.e, self.groups, self.arguments = emit, groups, arguments
-        self.sites, self.init = self[f.A_SITES], self[f.A_INIT]
-        self.init_step, self.raw = self[f.A_INIT_STEP], self[f.A_RAW]
-        self.target, self.target_step = self[f.A_TARGET], self[f.A_TARGET_STEP]
-        self.listed, self.key, self.key_step = self[f.A_LIST], self[f.A_KEY], self[f.A_KEY_STEP]
-        self.prefix = self[f.A_PREFIX]
+    def __init__(self, emit: Emit, address: Value):
+        self.e, self.address = emit, address
+        self.loaded: dict[int, Value] = {}
 
     def __getitem__(self, field: int) -> Value:
-        return self.e.load(I64, self.e.b.add(self.arguments, I64(8 * field)), 8)
+        if field not in self.loaded:
+            at = self.e.b.add(self.address, I64(8 * field))
+            self.loaded[field] = self.e.load(I64, at, 8)
+        return self.loaded[field]
 
-    def start(self, site: Value) -> list[Value]:
-        return self.e.vectors(self.e.at(self.init, site, self.init_step), self.groups, self.e.ints)
-
-    def site(self, index: Value) -> Value:
-        return self.e.index(self.e.at(self.sites, index, 4))
-
-    def finish(
-        self, site: Value, charges: Sequence[Value], events: Value, filled: Value
-    ) -> list[Value]:
-        """Store the charges, or fire and list; returns the number of events and how many entries
-        of the prefix are written."""
-        e, b = self.e, self.e.b
-        fire, keep, after = (b.append_basic_block(n) for n in ("fire", "keep", "after"))
-        to = e.at(self.target, site, self.target_step)
-        b.cbranch(b.icmp_signed("!=", self.raw, I64(0)), keep, fire)
-        b.position_at_end(keep)
-        for j, charge in enumerate(charges):
-            e.store(charge, b.add(to, I64(4 * e.isa.lanes * j)), 4)
-        b.branch(after)
-        b.position_at_end(fire)
-        many, full = self.fire(site, to, charges, events, filled)
-        fired = b.block
-        b.branch(after)
-        b.position_at_end(after)
-        results = []
-        for new, old in ((many, events), (full, filled)):
-            phi = b.phi(I64)
-            phi.add_incoming(new, fired)
-            phi.add_incoming(old, keep)
-            results.append(phi)
-        return results
-
-    def fire(
-        self, site: Value, to: Value, charges: Sequence[Value], events: Value, filled: Value
-    ) -> tuple[Value, Value]:
-        e, b = self.e, self.e.b
-        top = e.load(e.floats, self[f.A_TOP], 4)
-        rates = e.vectors(self[f.A_RATE], self.groups, e.floats)
-        shifts = e.vectors(self[f.A_SHIFT], self.groups, e.floats)
-        levels = []
-        for j, charge in enumerate(charges):
-            levels.append(e.staircase(charge, rates[j], shifts[j], top))
-            e.store(levels[j], b.add(to, I64(e.isa.lanes * j)))
-        filled = self.fill(site, events, filled)
-        key = e.at(self.key, site, self.key_step)
-        for words in e.words_of(levels):
-            events = e.append(words, key, self.listed, events)
-            key = b.add(key, I64(words.type.count))
-        self.fill_at(b.add(site, I64(1)), events)
-        return events, b.add(site, I64(17))
-
-    def fire_together(
-        self, site: Value, charges: Sequence[Value], events: Value, filled: Value
-    ) -> list[Value]:
-        """Fire sites that lie side by side and together fill one vector of words."""
-        e, b, per = self.e, self.e.b, self.groups
-        top = e.load(e.floats, self[f.A_TOP], 4)
-        rates = e.vectors(self[f.A_RATE], per, e.floats)
-        shifts = e.vectors(self[f.A_SHIFT], per, e.floats)
-        levels = [
-            e.staircase(charge, rates[j % per], shifts[j % per], top)
-            for j, charge in enumerate(charges)
-        ]
-        filled = self.fill(site, events, filled)
-        words, sites = e.words_of(levels)[0], len(charges) // per
-        e.store(words, e.at(self.target, site, self.target_step))
-        key = e.at(self.key, site, self.key_step)
-        found = e.append_all(words, key, self.listed, events, sites)
-        for i, many in enumerate(found[:-1]):
-            e.store(b.trunc(many, I32), e.at(self.prefix, b.add(site, I64(i + 1)), 4), 4)
-        self.fill_at(b.add(site, I64(sites)), found[-1])
-        return [found[-1], b.add(site, I64(sites + 16))]
-
-    def fill_at(self, entry: Value, events: Value) -> None:
-        many = self.e.splat(self.e.b.trunc(events, I32), 16)
-        self.e.store(many, self.e.at(self.prefix, entry, 4), 4)
-
-    def fill(self, last: Value, events: Value, filled: Value) -> Value:
-        """Write the prefix up to entry `last`, 16 at a time; what lies behind is written later."""
-        b = self.e.b
-        end = b.add(last, I64(1))
-
-        def more(entry: Value, _: list[Value]) -> list[Value]:
-            self.fill_at(entry, events)
-            return [b.add(entry, I64(16))]
-
-        return self.e.loop(filled, end, [filled], more, 16)[0]
-
-
-def gather(e: Emit, arguments: Value, groups: int) -> Value:
-    """Sites of one row, each from the listed words under its window. Returns the events."""
-    row, b = Row(e, arguments, groups), e.b
-    stride, span, column_words = row[f.A_STRIDE], row[f.A_SPAN], row[f.A_COLUMN_WORDS]
-    segments, count, weight = row[f.A_SEGMENTS], row[f.A_SEGMENT_COUNT], row[f.A_WEIGHT]
-    block = e.isa.word_bytes * groups
-
-    def site(t: Value, state: list[Value]) -> Sequence[Value]:
-        place = row.site(t)
-        column = b.mul(place, stride)
-        moved = b.mul(column, column_words)
-
-        def segment(s: Value, charges: list[Value]) -> Sequence[Value]:
-            at = e.at(segments, s, 8 * f.SEGMENT)
-            source, listed, prefix, word = (
-                e.load(I64, b.add(at, I64(8 * i)), 8)
-                for i in (f.S_ROW, f.S_LIST, f.S_PREFIX, f.S_KEY_WORD)
-            )
-            prefix = e.at(prefix, column, 4)
-            first, last = e.index(prefix), e.index(e.at(prefix, span, 4))
-            base = e.at(weight, b.sub(word, moved), block)
-
-            def event(k: Value, now: list[Value]) -> Sequence[Value]:
-                key = e.index(e.at(listed, k, 4))
-                word = e.load(I32, e.at(source, key, 4), 4)
-                return e.dot(now, word, e.weights(e.at(base, key, block), groups))
-
-            return e.loop(first, last, charges, event)
-
-        charges = e.loop(I64(0), count, row.start(place), segment)
-        return row.finish(place, charges, *state)
-
-    state = e.loop(I64(0), row[f.A_COUNT], [row[f.A_EVENTS], I64(0)], site)
-    row.fill(row[f.A_WIDTH], *state)
-    return state[0]
-
-
-def block(e: Emit, arguments: Value, groups: int) -> Value:
-    """Sites of one row, several side by side, from all words under their windows."""
-    row, b = Row(e, arguments, groups), e.b
-    side = e.isa.blocks[groups - 1]
-    words, site_bytes, total = row[f.A_WORDS], row[f.A_SITE_BYTES], row[f.A_COUNT]
-    segments, count, weight = row[f.A_SEGMENTS], row[f.A_SEGMENT_COUNT], row[f.A_WEIGHT]
-    size, per = e.isa.word_bytes * groups, groups * 16 // e.isa.lanes
-    spare = b.ptrtoint(b.alloca(vector(I32, 16), side * groups), I64)
-
-    def sites(t: Value, state: list[Value]) -> Sequence[Value]:
-        places = [row.site(b.add(t, I64(p))) for p in range(side)]
-        offsets = [b.mul(place, site_bytes) for place in places]
-        starts = [charge for place in places for charge in row.start(place)]
-
-        def segment(s: Value, charges: list[Value]) -> Sequence[Value]:
-            at = e.at(segments, s, 8 * f.SEGMENT)
-            source = e.load(I64, b.add(at, I64(8 * f.S_START)), 8)
-            word = e.load(I64, b.add(at, I64(8 * f.S_WORD)), 8)
-            base = e.at(weight, word, size)
-
-            def column(k: Value, now: list[Value]) -> Sequence[Value]:
-                held = e.weights(e.at(base, k, size), groups)
-                here, new = e.at(source, k, 4), []
-                for p, offset in enumerate(offsets):
-                    word = e.load(I32, b.add(here, offset))
-                    new += e.dot(now[p * per : (p + 1) * per], word, held)
-                return new
-
-            return e.loop(I64(0), words, charges, column)
-
-        for i, charge in enumerate(e.loop(I64(0), count, starts, segment)):
-            e.store(charge, b.add(spare, I64(4 * e.isa.lanes * i)), 4)
-        rest = b.sub(total, t)
-        here = b.select(b.icmp_signed("<", rest, I64(side)), rest, I64(side))
-
-        return finish_block(row, spare, t, here, state)
-
-    state = e.loop(I64(0), total, [row[f.A_EVENTS], I64(0)], sites, side)
-    row.fill(row[f.A_WIDTH], *state)
-    return state[0]
-
-
-def finish_block(
-    row: Row, spare: Value, first: Value, count: Value, state: Sequence[Value]
-) -> list[Value]:
-    """Finish sites first to first + count, whose charges lie at `spare`."""
-    e, b, groups = row.e, row.e.b, row.groups
-
-    def one(p: Value, now: list[Value]) -> Sequence[Value]:
-        charges = e.vectors(e.at(spare, p, 64 * groups), groups, e.ints)
-        return row.finish(row.site(b.add(first, p)), charges, *now)
-
-    together = 4 // groups if e.isa.lanes == 16 else 1
-    if together == 1:
-        return e.loop(I64(0), count, state, one)
-
-    def some(p: Value, now: list[Value]) -> Sequence[Value]:
-        begin, last = b.add(first, p), b.add(p, I64(together))
-        site = row.site(begin)
-        side_by_side = b.sub(row.site(b.add(begin, I64(together - 1))), site)
-        fits = b.icmp_signed("==", side_by_side, I64(together - 1))
-        for a, wanted in ((row.target_step, 16 * groups), (row.raw, 0)):
-            fits = b.and_(fits, b.icmp_signed("==", a, I64(wanted)))
-        fits = b.and_(fits, b.icmp_signed("<=", last, count))
-        joint, single, after = (b.append_basic_block(n) for n in ("joint", "single", "both"))
-        b.cbranch(fits, joint, single)
-        b.position_at_end(joint)
-        charges = e.vectors(e.at(spare, p, 64 * groups), together * groups, e.ints)
-        fast = row.fire_together(site, charges, *now)
-        fast_end = b.block
-        b.branch(after)
-        b.position_at_end(single)
-        end = b.select(b.icmp_signed("<", last, count), last, count)
-        slow = e.loop(p, end, now, one)
-        slow_end = b.block
-        b.branch(after)
-        b.position_at_end(after)
-        phis = [b.phi(I64) for _ in now]
-        for phi, x, y in zip(phis, fast, slow, strict=True):
-            phi.add_incoming(x, fast_end)
-            phi.add_incoming(y, slow_end)
-        return phis
-
-    return e.loop(I64(0), count, state, some, together)
+    def hoist(self, *fields: int) -> list[Value]:
+        """Load them here, outside of all loops."""
+        return [self[field] for field in fields]

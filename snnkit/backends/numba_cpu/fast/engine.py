@@ -14,8 +14,9 @@ import numpy.typing as npt
 from snnkit.backends import Result, finish
 from snnkit.backends.numba_cpu.fast import fields as f
 from snnkit.backends.numba_cpu.fast.build import Builder
+from snnkit.backends.numba_cpu.fast.emit_charges import TOGETHER, UNROLL
 from snnkit.backends.numba_cpu.fast.isa import Isa
-from snnkit.backends.numba_cpu.fast.kernels import Net, Work
+from snnkit.backends.numba_cpu.fast.kernels import Net, Work, addresses
 from snnkit.backends.numba_cpu.fast.maps import BEHIND
 from snnkit.backends.numba_cpu.fast.native import table
 from snnkit.backends.numba_cpu.fast.pack import LINE, aligned
@@ -28,6 +29,7 @@ from snnkit.ops.op import Ints
 Array = npt.NDArray[Any]
 F32 = np.dtype(np.float32)
 NO_TALLIES = np.zeros((0, 0, 2), np.int64)
+NO_FLOATS = np.zeros((0, 0), np.float32)
 
 
 class FastEngine:
@@ -37,7 +39,7 @@ class FastEngine:
         self.graph, self.isa = graph, isa
         self.plan = Builder(graph, isa)
         self.problems = self.plan.problems
-        self._idle: SimpleQueue[tuple[Work, Array]] = SimpleQueue()
+        self._idle: SimpleQueue[tuple[Array, Any]] = SimpleQueue()
         if self.problems:
             return
         self.bytes = 0
@@ -55,11 +57,14 @@ class FastEngine:
             (b, n.units, n.shape, b.dtype == "float32" and not b.post)
             for b, n in zip(graph.outputs, nodes, strict=True)
         ]
+        scales = [np.broadcast_to(b.scale, shape).reshape(-1) for b, _, shape, _ in self.outputs]
+        self.scales = np.concatenate(scales).astype(F32)
+        self.plain = all(plain for *_, plain in self.outputs)
         self.output_units = sum(n.units for n in nodes)
         self.output_taps = np.array([self.tapped[n.name] for n in nodes], np.int64)
         # compile (or load from the cache) now, so that no run's time contains it
         none = np.zeros((0, self.output_units), np.int32)
-        self._call(np.zeros((1, 2), np.int64), self.output_taps, none, NO_TALLIES)
+        self._call(np.zeros((1, 2), np.int64), self.output_taps, none)
 
     @property
     def work_bytes(self) -> int:
@@ -91,7 +96,8 @@ class FastEngine:
         net = Net(steps, taps, np.array(tallies, np.int64).reshape(-1, f.TALLY))
         return net, {name: i for i, name in enumerate(names)}, tallied
 
-    def _new_work(self) -> tuple[Work, Array]:
+    def _new_work(self) -> tuple[Array, Any]:
+        """The table of addresses that the compiled call takes, and what keeps them alive."""
         area = aligned(self.work_bytes + LINE)
         base, maps = int(area.ctypes.data), []
         widest = 0
@@ -102,46 +108,68 @@ class FastEngine:
             maps.append(row)
             widest = max(widest, made.columns)
         charges = np.array(self.charges[:-1], np.int64) + base + self.bytes
-        most = max((int(p[f.P_TAP_COUNT]) for p in self.net.steps), default=0)
-        work = Work(
-            table(self.isa.name),
-            np.array(maps, np.int64).reshape(-1, f.MAP),
-            charges,
-            np.zeros(f.ARGUMENTS, np.int64),
-            np.zeros((most + 1, f.SEGMENT), np.int64),
-            np.zeros(widest + BEHIND, np.int32),
-            np.zeros(widest + BEHIND, np.int32),
-        )
-        return work, area
+        steps = self.net.steps
+        taps = steps[:, f.P_TAP_COUNT].max(initial=0)
+        listed = (steps[:, f.P_TAP_COUNT] * steps[:, f.P_WORDS]).max(initial=0) + UNROLL
+        listed = TOGETHER * int(listed) + 4 * BEHIND
+        wide = (steps[:, f.P_WIDTH] + 8) * steps[:, f.P_CHANNELS]
+        gathered = steps[:, f.P_KIND] == f.GATHER
+        scratch = {
+            f.A_SEGMENTS: 8 * (int(taps) + 1) * f.SEGMENT,
+            f.A_SITES: 4 * (widest + 2 * BEHIND),
+            f.A_BLOCKS: 4 * listed,
+            f.A_PLACES: 4 * listed,
+            f.A_ROW: 4 * int(wide[gathered].max(initial=0)),
+        }
+        held: dict[int, Array] = {}
+        code, table_of_maps = table(self.isa.name), np.array(maps, np.int64).reshape(-1, f.MAP)
+        arguments = np.zeros(f.ARGUMENTS, np.int64)
+        for field, size in scratch.items():
+            held[field] = aligned(size + 2 * LINE)
+            # what lies before the first site is read where no site is touched
+            arguments[field] = held[field].ctypes.data + LINE
+        fixed = {f.A_CODE: code, f.A_MAPS: table_of_maps, f.A_CHARGES: charges}
+        for field, array in fixed.items():
+            arguments[field] = array.ctypes.data
+        work = Work(code, table_of_maps, charges, arguments)
+        return addresses(*self.net, *work), (area, work, held)
 
-    def _call(self, job: Array, kept: Array, values: Array, tallies: Array) -> None:
+    def _call(
+        self,
+        job: Array,
+        kept: Array,
+        values: Array,
+        tallies: Array = NO_TALLIES,
+        floats: Array = NO_FLOATS,
+    ) -> None:
         """Run some samples in a work area that is idle or, if there is none, new."""
         try:
             held = self._idle.get_nowait()
         except Empty:
             held = self._new_work()
-        self.batch(self.net, held[0], job, kept, values, tallies)
+        self.batch(held[0], job, kept, values, tallies, self.scales, floats)
         self._idle.put(held)
 
     def _spread(
         self,
-        floats: Sequence[Array],
+        inputs: Sequence[Array],
         threads: int,
         kept: Array,
         values: Array,
         tallies: Array = NO_TALLIES,
+        floats: Array = NO_FLOATS,
     ) -> None:
         """One part of the samples per thread; each thread holds one work area."""
-        samples = len(floats[0])
-        rows = [(a.__array_interface__["data"][0], a.strides[0]) for a in floats]
+        samples = len(inputs[0])
+        rows = [(a.__array_interface__["data"][0], a.strides[0]) for a in inputs]
         if threads == 1 or samples == 1:
-            self._call(np.array([(0, samples), *rows]), kept, values, tallies)
+            self._call(np.array([(0, samples), *rows]), kept, values, tallies, floats)
             return
         size = -(-samples // threads)
         parts = [(i, min(i + size, samples)) for i in range(0, samples, size)]
         jobs = [np.array([part, *rows]) for part in parts]
         with ThreadPoolExecutor(len(parts)) as pool:
-            for _ in pool.map(lambda job: self._call(job, kept, values, tallies), jobs):
+            for _ in pool.map(lambda job: self._call(job, kept, values, tallies, floats), jobs):
                 pass
 
     def infer(self, x: Any, threads: int = 1) -> dict[str, Array]:
@@ -158,12 +186,16 @@ class FastEngine:
             held.append(array)
         samples = len(held[0])
         values = np.empty((samples, self.output_units), np.int32)
-        self._spread(held, threads, self.output_taps, values)
+        floats = np.empty((samples, self.output_units), F32) if self.plain else NO_FLOATS
+        self._spread(held, threads, self.output_taps, values, floats=floats)
         outputs, at = {}, 0
-        for b, units, shape, plain in self.outputs:
-            part: Any = values[:, at : at + units].reshape(samples, *shape)
-            # the same bits as dequantise, whose steps these are
-            outputs[b.name] = part.astype(F32) * b.scale if plain else dequantise(b, part)
+        for b, units, shape, _ in self.outputs:
+            here = slice(at, at + units)
+            if self.plain:
+                outputs[b.name] = floats[:, here].reshape(samples, *shape)
+            else:
+                counts: Any = values[:, here].reshape(samples, *shape)
+                outputs[b.name] = dequantise(b, counts)
             at += units
         return outputs
 

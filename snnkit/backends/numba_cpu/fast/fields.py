@@ -5,18 +5,31 @@ from __future__ import annotations
 (
     # arguments of a row kernel; addresses are int64
     A_SITES, A_COUNT, A_STRIDE, A_INIT, A_INIT_STEP, A_SEGMENTS, A_SEGMENT_COUNT, A_SPAN,
-    A_COLUMN_WORDS, A_WEIGHT, A_RATE, A_SHIFT, A_TOP, A_TARGET, A_TARGET_STEP, A_LIST, A_KEY,
-    A_KEY_STEP, A_PREFIX, A_EVENTS, A_WIDTH, A_SITE_BYTES, A_WORDS, A_RAW,
-    # arguments of the input kernel
-    A_SOURCE, A_PLANE, A_CHANNELS, A_SCALE, A_OFFSET, A_LOW, A_HIGH,
-) = range(31)  # fmt: skip
-ARGUMENTS = 32
+    A_COLUMN_WORDS, A_WEIGHT, A_SITE_BYTES, A_WORDS,
+    # gather: base of the source map, scratch for the joined list, number of the empty block
+    A_BASE, A_BLOCKS, A_PLACES, A_NONE,
+    # charges of the sites, one behind the other: written by gather and block, read by fire
+    A_OUT, A_OUT_STEP,
+    # fire
+    A_GROUPS, A_RATE, A_SHIFT, A_TOP, A_TARGET, A_TARGET_STEP, A_LIST, A_KEY, A_PREFIX, A_WIDTH,
+    # input: A_SILENT is 1 where the float zero has level zero
+    A_SOURCE, A_PLANE, A_CHANNELS, A_SCALE, A_OFFSET, A_LOW, A_HIGH, A_ZERO, A_COLUMNS, A_SILENT,
+    # of a step: addresses of its row, of maps, charges and code; scratch; floats of the sample
+    A_STEP, A_MAPS, A_CHARGES, A_CODE, A_ROW, A_INPUT, A_VISITS, A_EVENTS,
+) = range(46)  # fmt: skip
+ARGUMENTS = 48
 
-S_ROW, S_LIST, S_PREFIX, S_KEY_WORD, S_START, S_WORD = range(6)
-"""One kernel row of a window on a source row. S_ROW, S_LIST, S_PREFIX: addresses of the map's
-row, of its list, and of the prefix entry of the window's first column. S_KEY_WORD: what a listed
-key has to be moved by to become the number of a weight block, at column 0. S_START: address of
-the first byte under the window; S_WORD: number of its weight block."""
+C_LISTED, C_BLOCKS, C_FIRE, C_SCAN, C_SILENT, C_QUANTISE, C_CONVOLVE, C_INPUT = (
+    0, 4, 8, 13, 14, 15, 17, 18,
+)  # fmt: skip
+"""Places in the table of kernels; the first two by number of 16-output groups - 1, the third too,
+with one more for any number above 4; C_QUANTISE for scales in general, then for powers of two."""
+
+S_LIST, S_PREFIX, S_KEY_WORD, S_ROW_WORD, S_START, S_WORD = range(6)
+"""One kernel row of a window on a source row. S_LIST, S_PREFIX: addresses of the row's list, and
+of the prefix entry of the window's first column. S_KEY_WORD: what a listed key has to be moved by
+to become the number of a weight block, at column 0; S_ROW_WORD: to become the number of a word of
+the map. S_START: address of the first byte under the window; S_WORD: number of its weight block."""
 SEGMENT = 6
 
 (
@@ -37,10 +50,10 @@ INPUT, SCATTER, GATHER, CHANNELWISE, SUM, LADDER, MAX, MOVE = range(8)
     P_HEIGHT, P_WIDTH, P_CHANNELS,
     # window: P_TAPS int32 pairs (row, column) of the segments, in the padded source map
     P_ROW_STRIDE, P_STRIDE, P_TAPS, P_TAP_COUNT, P_SPAN, P_WORDS, P_TILES, P_TILE_COUNT,
-    P_INIT, P_INIT_STEP, P_INIT_ROW, P_RATE, P_SHIFT, P_TOP, P_QUIET, P_DENSE,
+    P_INIT, P_INIT_STEP, P_INIT_ROW, P_RATE, P_SHIFT, P_TOP, P_QUIET, P_DENSE, P_NONE,
     # uses of the same columns by the other kinds
     P_A, P_B, P_C, P_D, P_E,
-) = range(29)  # fmt: skip
+) = range(30)  # fmt: skip
 STEP = 30
 
 T_GROUPS, T_WEIGHT, T_FIRST = range(3)

@@ -14,20 +14,38 @@ GENERIC = "generic"
 class Isa(NamedTuple):
     """One set of instructions.
 
+    features : LLVM's names; each alternative is a set that suffices.
     lanes : int32 lanes of a vector. word_bytes : bytes of weights of one word for 16 outputs.
+    dot : the instruction that multiplies a word by its weights.
     blocks : output sites side by side in the dense kernel, by number of 16-output groups - 1.
     """
 
     name: str
-    features: tuple[str, ...]
+    features: tuple[tuple[str, ...], ...]
     lanes: int
     word_bytes: int
+    dot: str
     blocks: tuple[int, ...]
 
 
-AVX512 = Isa("avx512", ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 16, 64, (8, 8, 4, 4))
-AVX2 = Isa("avx2", ("avx2", "fma"), 8, 128, (4, 2, 1, 1))
-ISAS = {isa.name: isa for isa in (AVX512, AVX2)}
+AVX512 = Isa(
+    "avx512",
+    (("avx512f", "avx512bw", "avx512vl", "avx512vnni"),),
+    16,
+    64,
+    "llvm.x86.avx512.vpdpbusd.512",
+    (8, 8, 4, 4),
+)
+AVXVNNI = Isa(
+    "avxvnni",
+    (("avx2", "fma", "avxvnni"), ("avx2", "fma", "avx512vl", "avx512vnni")),
+    8,
+    64,
+    "llvm.x86.avx512.vpdpbusd.256",
+    (4, 2, 1, 1),
+)
+AVX2 = Isa("avx2", (("avx2", "fma"),), 8, 128, "llvm.x86.avx2.pmadd.wd", (4, 2, 1, 1))
+ISAS = {isa.name: isa for isa in (AVX512, AVXVNNI, AVX2)}
 
 
 def host_features() -> dict[str, bool]:
@@ -41,7 +59,9 @@ def host_features() -> dict[str, bool]:
 
 
 def missing(isa: Isa, features: dict[str, bool]) -> list[str]:
-    return [f for f in isa.features if not features.get(f, False)]
+    """What the host lacks of the nearest set of features; nothing if it has one."""
+    lacking = [[f for f in way if not features.get(f, False)] for way in isa.features]
+    return min(lacking, key=len)
 
 
 def choose(wanted: str | None = None) -> Isa | None:

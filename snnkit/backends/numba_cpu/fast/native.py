@@ -16,16 +16,20 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 
-from snnkit.backends.numba_cpu.fast.emit import I64, Emit, block, gather
-from snnkit.backends.numba_cpu.fast.emit_rows import quantise, scan
+from snnkit.backends.numba_cpu.fast.emit import I64, Emit
+from snnkit.backends.numba_cpu.fast.emit_charges import block, gather
+from snnkit.backends.numba_cpu.fast.emit_fire import fire
+from snnkit.backends.numba_cpu.fast.emit_rows import quantise, scan, silent
+from snnkit.backends.numba_cpu.fast.emit_step import convolve, read_input
 from snnkit.backends.numba_cpu.fast.isa import ISAS
 
-LISTED, BLOCKS, SCAN, QUANTISE = 0, 4, 8, 9
-"""Places of the kernels in the table; the first two by number of 16-output groups - 1."""
-ORDER: list[tuple[Callable[..., Any], int]] = [(gather, n) for n in (1, 2, 3, 4)] + [
-    (block, n) for n in (1, 2, 3, 4)
+ORDER: list[tuple[Callable[..., Any], int]] = [
+    *((gather, n) for n in (1, 2, 3, 4)),
+    *((block, n) for n in (1, 2, 3, 4)),
+    *((fire, n) for n in (1, 2, 3, 4, 5)),
+    *((scan, 0), (silent, 0), (quantise, 0), (quantise, 1), (convolve, 0), (read_input, 0)),
 ]
-ORDER += [(scan, 1), (quantise, 1)]
+"""In the order of the C_ names."""
 _ENGINES: list[Any] = []
 
 

@@ -60,7 +60,7 @@ def pack_weights(weight: Array, pitch: int, words: int, isa: Isa) -> list[Array]
     """weight int8 [outputs, taps, span, channels] as one array per tile.
 
     The bytes under a window row, `pitch` per column, are cut into words of four; each word has one
-    block: its weights for the outputs of the tile.
+    block: its weights for the outputs of the tile. One block of zeros ends the array.
     """
     outputs, taps, span, channels = weight.shape
     rows = np.zeros((padded(outputs), taps, span * pitch), np.int8)
@@ -71,11 +71,11 @@ def pack_weights(weight: Array, pitch: int, words: int, isa: Isa) -> list[Array]
     for groups in tiles(outputs):
         part = full[first : first + 16 * groups].reshape(-1, taps, words, 4).transpose(1, 2, 0, 3)
         first += 16 * groups
-        if isa.lanes == 16:
-            packed.append(part)
-        else:
+        if isa.word_bytes == 128:
             pairs = part.reshape(taps, words, 2 * groups, 8, 2, 2).transpose(0, 1, 2, 4, 3, 5)
-            packed.append(pairs.astype(np.int16))
+            part = pairs.astype(np.int16)
+        rows_of_blocks = part.reshape(taps * words, -1)
+        packed.append(np.vstack([rows_of_blocks, np.zeros_like(rows_of_blocks[:1])]))
     return packed
 
 

@@ -112,6 +112,8 @@ class Layout:
             span = window.weight.shape[2]
             words = -(-span * source.pitch // 4)
             packed = pack_weights(window.weight, source.pitch, words, self.isa)
+            if any(part.nbytes >= 2**31 for part in packed):
+                raise Unfit("2 GiB of weights")
             addresses = [self.store.add(part) for part in packed]
             top, left = source.pads[:2]
             taps = np.array([(y + top, x + left) for y, x in window.taps], np.int32)
@@ -119,6 +121,7 @@ class Layout:
             row |= {f.P_TAPS: self.store.add(taps), f.P_TAP_COUNT: len(taps)}
             row |= {f.P_ROW_STRIDE: window.strides[0], f.P_STRIDE: window.strides[1]}
             row[f.P_DENSE] = DENSE[groups[0] - 1]
+            row[f.P_NONE] = len(taps) * words
             row[f.P_B] = self.isa.blocks[groups[0] - 1]
         firsts = 16 * np.concatenate([[0], np.cumsum(groups)[:-1]])
         table = np.array(list(zip(groups, addresses, firsts, strict=True)), np.int64)

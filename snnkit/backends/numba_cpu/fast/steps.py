@@ -20,10 +20,12 @@ from snnkit.backends.numba_cpu.fast.kernels import (
     gather_step,
     input_step,
     kernel,
+    net_at,
     octets,
     pointer,
     scan_row,
     words,
+    work_at,
 )
 
 Array = npt.NDArray[Any]
@@ -277,16 +279,20 @@ def _entry(stamp: int, plain: bool) -> Callable[..., None]:
 
     @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
     def run_batch(
-        net: Net,
-        work: Work,
+        table: Array,
         job: Array,
         kept: Array,
         kept_values: Array,
         tallies: Array,
+        scales: Array,
+        floats: Array,
     ) -> None:
-        """job[0]: first sample, end; job[1 + i]: address of the floats of input i, bytes of a
+        """table: the arrays of a net and a work area (`kernels.addresses`).
+        job[0]: first sample, end; job[1 + i]: address of the floats of input i, bytes of a
         sample. kept: rows of `net.taps`; their values go side by side to kept_values [N, units].
-        tallies [N, nodes, 2] is filled if it is not empty."""
+        tallies [N, nodes, 2] is filled if it is not empty; floats [N, units] too, with values
+        times scales [units]: the same bits as `snnkit.boundary.dequantise`."""
+        net, work = net_at(table), work_at(table)
         for s in range(job[0, 0] * stamp // stamp, job[0, 1]):
             if plain:
                 run_convolutions(net, work, job, s)
@@ -297,6 +303,9 @@ def _entry(stamp: int, plain: bool) -> Callable[..., None]:
                 units = net.taps[which, K_UNITS]
                 keep(net, work, which, kept_values[s, at : at + units])
                 at += units
+            if len(floats):
+                for u in range(at):
+                    floats[s, u] = np.float32(kept_values[s, u]) * scales[u]
             if len(tallies):
                 for i in range(len(net.tallies)):
                     tally(net, work, i, tallies[s, i])
