@@ -257,7 +257,8 @@ def _dense(e: Emit, a: Table, p: Table, many: Value, found: Value) -> Value:
     # blocks of sites are whole: side is a power of two
     rounded = b.and_(b.add(many, b.sub(side, I64(1))), b.sub(I64(0), side))
     every = b.mul(b.mul(rounded, found), p[f.P_WORDS])
-    return b.icmp_signed(">", b.mul(a[f.A_VISITS], I64(1000)), b.mul(p[f.P_DENSE], every))
+    listed = b.add(a[f.A_VISITS], b.mul(many, p[f.P_EXTRA]))
+    return b.icmp_signed(">", b.mul(listed, I64(1000)), b.mul(p[f.P_DENSE], every))
 
 
 def _add_row(e: Emit, a: Table, p: Table, blocks: Value) -> None:

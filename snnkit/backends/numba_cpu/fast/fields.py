@@ -50,11 +50,11 @@ INPUT, SCATTER, GATHER, CHANNELWISE, SUM, LADDER, MAX, MOVE = range(8)
     P_HEIGHT, P_WIDTH, P_CHANNELS,
     # window: P_TAPS int32 pairs (row, column) of the segments, in the padded source map
     P_ROW_STRIDE, P_STRIDE, P_TAPS, P_TAP_COUNT, P_SPAN, P_WORDS, P_TILES, P_TILE_COUNT,
-    P_INIT, P_INIT_STEP, P_INIT_ROW, P_RATE, P_SHIFT, P_TOP, P_QUIET, P_DENSE, P_NONE,
+    P_INIT, P_INIT_STEP, P_INIT_ROW, P_RATE, P_SHIFT, P_TOP, P_QUIET, P_DENSE, P_EXTRA, P_NONE,
     # uses of the same columns by the other kinds
     P_A, P_B, P_C, P_D, P_E,
-) = range(30)  # fmt: skip
-STEP = 30
+) = range(31)  # fmt: skip
+STEP = 31
 
 T_GROUPS, T_WEIGHT, T_FIRST = range(3)
 """A tile of output channels: number of 16-output groups, address of weights, first channel."""

@@ -18,6 +18,11 @@ class Isa(NamedTuple):
     lanes : int32 lanes of a vector. word_bytes : bytes of weights of one word for 16 outputs.
     dot : the instruction that multiplies a word by its weights.
     blocks : output sites side by side in the dense kernel, by number of 16-output groups - 1.
+    switch : by the same number, when the dense kernel is cheaper: where more than `share` per
+    thousand of the words under a site's window are listed, less `extra` words for what a site costs
+    the gather kernel by itself; `far` is the share for weights that do not fit the L1 cache.
+    Fitted to the times of both kernels on one AMD Zen 4 core: 3 x 3 windows, 4 to 128 channels
+    in, 16 to 128 out, 5 to 100 % of the words.
     """
 
     name: str
@@ -26,6 +31,8 @@ class Isa(NamedTuple):
     word_bytes: int
     dot: str
     blocks: tuple[int, ...]
+    switch: tuple[tuple[int, int], ...]
+    far: int
 
 
 AVX512 = Isa(
@@ -35,6 +42,8 @@ AVX512 = Isa(
     64,
     "llvm.x86.avx512.vpdpbusd.512",
     (8, 8, 4, 4),
+    ((360, 11), (550, 11), (600, 8), (640, 6)),
+    480,
 )
 AVXVNNI = Isa(
     "avxvnni",
@@ -43,8 +52,19 @@ AVXVNNI = Isa(
     64,
     "llvm.x86.avx512.vpdpbusd.256",
     (4, 2, 1, 1),
+    ((370, 11), (530, 6), (800, 8), (1000, 9)),
+    1000,
 )
-AVX2 = Isa("avx2", (("avx2", "fma"),), 8, 128, "llvm.x86.avx2.pmadd.wd", (4, 2, 1, 1))
+AVX2 = Isa(
+    "avx2",
+    (("avx2", "fma"),),
+    8,
+    128,
+    "llvm.x86.avx2.pmadd.wd",
+    (4, 2, 1, 1),
+    ((750, 5), (700, 5), (850, 5), (960, 5)),
+    1000,
+)
 ISAS = {isa.name: isa for isa in (AVX512, AVXVNNI, AVX2)}
 
 

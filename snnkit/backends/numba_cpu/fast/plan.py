@@ -26,8 +26,8 @@ Array = npt.NDArray[Any]
 
 BYTES = ("input", "spike", "max_pool", "route")
 """Ops whose values can lie in a map of bytes."""
-DENSE = (600, 600, 600, 600)
-"""Cost of one word in the dense kernel per thousand of its cost in the sparse one, by groups."""
+NEAR = 48 * 1024
+"""Bytes of weights of a tile that stay in the L1 cache beside everything else."""
 NEVER = 2**40
 
 
@@ -120,7 +120,9 @@ class Layout:
             row |= {f.P_SOURCE: source.index, f.P_SPAN: span, f.P_WORDS: words}
             row |= {f.P_TAPS: self.store.add(taps), f.P_TAP_COUNT: len(taps)}
             row |= {f.P_ROW_STRIDE: window.strides[0], f.P_STRIDE: window.strides[1]}
-            row[f.P_DENSE] = DENSE[groups[0] - 1]
+            share, row[f.P_EXTRA] = self.isa.switch[groups[0] - 1]
+            near = packed[0].nbytes <= NEAR
+            row[f.P_DENSE] = share if near else min(share, self.isa.far)
             row[f.P_NONE] = len(taps) * words
             row[f.P_B] = self.isa.blocks[groups[0] - 1]
         firsts = 16 * np.concatenate([[0], np.cumsum(groups)[:-1]])
