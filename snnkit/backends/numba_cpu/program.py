@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snnkit.backends import MODES, Result, Schedule, finish, recorded
+from snnkit.backends import MODES, Result, Schedule, Stream, finish, recorded
 from snnkit.backends.numba_cpu import kernels as k
 from snnkit.backends.numba_cpu.fast import GENERIC, FastEngine, choose
 from snnkit.backends.numba_cpu.layout import KINDS, Layout, flatten, state_sizes
+from snnkit.backends.streaming import RecomputeStream, check_update
 from snnkit.boundary import as_inputs, quantise
 from snnkit.errors import SnnkitError, UsageError
 from snnkit.graph import Graph
@@ -116,6 +117,14 @@ class NumbaProgram:
             backend="numba",
             digest=self.graph.digest,
         )
+
+    def stream(self, update: str = "auto") -> Stream:
+        """As `snnkit.backends.Program.stream`."""
+        check_update(update)
+        if update == "incremental":
+            raise UsageError("update 'incremental'; this network is recomputed")
+        why = self.why_generic or [("", "every packet is computed anew")]
+        return RecomputeStream(self, why)
 
     @contextmanager
     def work(self) -> Iterator[k.Work]:
