@@ -45,10 +45,11 @@ class StreamInput:
             len(graph.inputs) == 1 and len(self.shape) == 3 and self.shape[0] in (1, 2)
         )
         self.dtype = np.dtype(DTYPES[first.dtype])
+        self.counts = np.zeros(self.shape, np.int64)
         self.reset()
 
     def reset(self) -> None:
-        self.counts = np.zeros(self.shape, np.int64)
+        self.counts[...] = 0
         self.frame: dict[str, Array] | None = None
         self.has_events = False
 
