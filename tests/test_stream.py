@@ -301,7 +301,7 @@ def test_frames_and_events_do_not_mix(path: str) -> None:
     stream.reset()
     assert not stream.readout()["y"].any()
     stream.push(events)
-    with pytest.raises(UsageError, match=r"call reset\(\)"):
+    with pytest.raises(UsageError, match=r"call reset\(\) first"):
         stream.push(frame=frame)
     assert stream.readout()["y"].sum() == 1
 

@@ -51,7 +51,6 @@ class StreamInput:
     def reset(self) -> None:
         self.counts[...] = 0
         self.frame: dict[str, Array] | None = None
-        self.has_events = False
 
     @property
     def most(self) -> int:
@@ -78,7 +77,6 @@ class StreamInput:
             self.frame = checked
             return
         units = self.check(events, leaving)
-        self.has_events = True
         for sign, part in zip((1, -1), units, strict=True):
             np.add.at(self.counts.reshape(-1), part, sign)
 
@@ -86,8 +84,8 @@ class StreamInput:
         """The frame by input name, [1, *shape]. Raises UsageError and BadCalibration."""
         if events is not None or leaving is not None:
             raise UsageError("push: a frame and events; expected one of them")
-        if self.has_events:
-            raise UsageError("push: a frame after events; call reset() between them")
+        if self.frame is None and self.counts.any():
+            raise UsageError("push: a frame while events are in the window; call reset() first")
         named = dict(frame) if isinstance(frame, Mapping) else {self.name: frame}
         for b in self.graph.inputs:
             shape = self.graph.node[b.node].shape
@@ -111,7 +109,7 @@ class StreamInput:
                 "width); push frames instead"
             )
         if self.frame is not None:
-            raise UsageError("push: events after a frame; call reset() between them")
+            raise UsageError("push: events after a frame; call reset() first")
         enter, leave = self._units(ENTERING, events), self._units(LEAVING, leaving)
         self._check_counts(enter, leave)
         return enter, leave

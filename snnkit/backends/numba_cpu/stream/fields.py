@@ -37,12 +37,12 @@ INPUT = 24
 
 (
     # what is common to a stream
-    H_INPUTS, H_STEPS, H_COUNTS, H_MOST, H_POLARITIES, H_ROWS, H_COLUMNS, H_OWN, H_PENDING,
+    H_SIZE, H_INPUTS, H_STEPS, H_COUNTS, H_MOST, H_POLARITIES, H_ROWS, H_COLUMNS, H_OWN, H_PENDING,
     H_WAITED,
     # how the two arrays of events lie in memory: bytes of an event, then place and kind of t, x,
     # y, p
     H_ENTERING, H_LEAVING,
-) = (*range(11), 20)  # fmt: skip
+) = (*range(12), 21)  # fmt: skip
 HEAD = 32
 
 RECOMPUTE, UPDATED, INVALID = range(3)

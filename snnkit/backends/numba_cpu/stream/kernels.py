@@ -1,8 +1,8 @@
 # ruff: noqa: F403, F405 (Numba takes integers from this module's own names fastest)
 """The compiled calls of a stream: one per packet, for all networks.
 
-`table` is a row of integers: HEAD columns, then inputs of INPUT columns, then steps of STEP
-columns. All of them are numbers or addresses in memory that the stream owns.
+`table` is a row of integers at one address: HEAD columns, then inputs of INPUT columns, then steps
+of STEP columns. All of them are numbers or addresses in memory that the stream owns.
 """
 
 from __future__ import annotations
@@ -377,9 +377,10 @@ def _entries(stamp: int) -> tuple[Callable[..., int], Callable[..., int]]:
     constant, and captured constants are part of the key."""
 
     @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-    def push_events(table: Array, events: Array, leaving: Array, limit: int, patience: int) -> int:
+    def push_events(address: int, events: Array, leaving: Array, limit: int, patience: int) -> int:
         """Bytes of two arrays of events into the input, all or none. RECOMPUTE: the input is up to
         date, the network is not."""
+        table = longs(address, longs(address, 1)[H_SIZE])
         many = len(events) * stamp // stamp // table[H_ENTERING]
         few = len(leaving) // table[H_LEAVING]
         enter, leave = events.ctypes.data, leaving.ctypes.data
@@ -397,8 +398,9 @@ def _entries(stamp: int) -> tuple[Callable[..., int], Callable[..., int]]:
         return decide(table, many + few, limit, patience)
 
     @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-    def push_frame(table: Array, addresses: Array, limit: int, patience: int) -> int:
+    def push_frame(address: int, addresses: Array, limit: int, patience: int) -> int:
         """Whole inputs, each float32 at its address; none: only bring the network up to date."""
+        table = longs(address, longs(address, 1)[H_SIZE])
         own = 0 * stamp
         for i in range(len(addresses)):
             first = HEAD + i * INPUT

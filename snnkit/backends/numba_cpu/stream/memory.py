@@ -60,7 +60,9 @@ class Memory:
             head[f.H_POLARITIES], head[f.H_ROWS], head[f.H_COLUMNS] = source.shape
         rows = [head, *(self._row(i, f.INPUT) for i in plan.inputs)]
         rows += [self._row(a, f.STEP) for a in plan.actions]
-        return np.array([value for row in rows for value in row], np.int64)
+        table = np.array([value for row in rows for value in row], np.int64)
+        table[f.H_SIZE] = len(table)
+        return table
 
     def _settle(self) -> None:
         """From no spike at all to the quiescent state of the zero input: look at every site."""
@@ -76,7 +78,7 @@ class Memory:
             zeros.append(np.zeros(units, np.float32))
             # unlike any float, so that each unit is looked at
             self.view(row[f.I_FLOATS], units, np.float32)[:] = np.nan
-        push_frame(self.table, addresses(zeros), NO_LIMIT, 0)
+        push_frame(int(self.table.ctypes.data), addresses(zeros), NO_LIMIT, 0)
 
     def reset(self) -> None:
         self.areas[KEPT][:] = self.snapshot

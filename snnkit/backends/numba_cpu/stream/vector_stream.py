@@ -12,6 +12,7 @@ import numpy.typing as npt
 from snnkit.backends import recorded
 from snnkit.backends.numba_cpu.fast.maps import Map
 from snnkit.backends.numba_cpu.stream import fields as f
+from snnkit.backends.numba_cpu.stream.fields import INVALID, UPDATED
 from snnkit.backends.numba_cpu.stream.kernels import KINDS, push_events, push_frame
 from snnkit.backends.numba_cpu.stream.memory import NO_LIMIT, Memory, addresses
 from snnkit.backends.numba_cpu.stream.plan import StreamPlan
@@ -46,7 +47,7 @@ class VectorStream:
         self.why_recompute: tuple[tuple[str, str], ...] = ()
         self.plan, self.input = plan, StreamInput(program.graph)
         self.memory = Memory(plan, self.input)
-        self.table = self.memory.table
+        self.table, self.address = self.memory.table, int(self.memory.table.ctypes.data)
         self.update, self.patience = update, PATIENCE
         self.sites = sum(row[f.I_SITES] for row in plan.inputs)
         self.limit = {"incremental": NO_LIMIT, "recompute": -1}.get(update, self.sites // 8)
@@ -55,10 +56,13 @@ class VectorStream:
             self.patience = NO_LIMIT
         self.packets = self.recomputed = 0
         self._formats: list[Any] = [None, None]
+        self._takes_events, self._timed = self.input.takes_events, 0
         self._anew: Mapping[str, Array] | None = None
         self._floats = self._views(f.S_C, np.float32)
         self._ints = self._views(f.S_B, np.int32)
         self._plain = all(b.dtype == "float32" and not b.post for b in self.graph.outputs)
+        names = list(self._floats)
+        self._only = names[0] if self._plain and len(names) == 1 else None
         self._is_float = self.input.takes_events and self.input.dtype == F32
         self._inputs = {
             b.name: self.memory.view(
@@ -95,22 +99,24 @@ class VectorStream:
         if frame is not None:
             self._push_frame(events, leaving, frame)
             return
-        source = self.input
-        enter, leave = self._bytes(0, events), self._bytes(1, leaving)
-        if enter is None or leave is None or source.frame is not None or not source.takes_events:
-            source.check(events, leaving)
+        enter = NOTHING if events is None else self._bytes(0, events)
+        leave = NOTHING if leaving is None else self._bytes(1, leaving)
+        if enter is None or leave is None or not self._takes_events:
+            self.input.check(events, leaving)
             raise AssertionError("the check above raises")
-        start = time.perf_counter()
-        code = push_events(self.table, enter, leave, self.limit, self.patience)
-        if code == f.INVALID:
-            source.check(events, leaving)
-        source.has_events = True
+        # most packets are so small that nothing is learnt from their time
+        start = time.perf_counter() if len(enter) + len(leave) > self._timed else 0.0
+        code = push_events(self.address, enter, leave, self.limit, self.patience)
+        if code == UPDATED and not start:
+            self.packets += 1
+            self._anew = None
+            return
+        if code == INVALID:
+            self.input.check(events, leaving)
         self._finish(code, start)
 
     def _bytes(self, which: int, events: Any) -> Array | None:
         """The events as bytes whose format compiled code knows; None if they have none."""
-        if events is None:
-            return NOTHING
         if type(events) is not np.ndarray or events.ndim != 1:
             return None
         if events.dtype is not self._formats[which]:
@@ -118,10 +124,13 @@ class VectorStream:
             if events is None:
                 return None
             self._set_format(which, events.dtype)
-        if not events.flags.c_contiguous:
-            events = np.ascontiguousarray(events)
-        found: Array = events.view(U8)
-        return found
+        if not len(events):
+            return NOTHING
+        flags = events.flags
+        # compiled code is specialised on arrays that may be written, though it does not
+        if not (flags.writeable and flags.c_contiguous):
+            events = events.copy()
+        return np.frombuffer(events, U8)
 
     def _set_format(self, which: int, dtype: Any) -> None:
         at = (f.H_ENTERING, f.H_LEAVING)[which]
@@ -131,6 +140,12 @@ class VectorStream:
             row += [place, KINDS.index(_kind(kind))]
         self.table[at : at + len(row)] = row
         self._formats[which] = dtype
+        self._time_from()
+
+    def _time_from(self) -> None:
+        """Packets of fewer bytes than this are not timed."""
+        smallest = min((k.itemsize for k in self._formats if k is not None), default=1)
+        self._timed = self.limit // 4 * smallest if self.learns else NO_LIMIT
 
     def _push_frame(self, events: Any, leaving: Any, frame: Any) -> None:
         checked = self.input.check_frame(events, leaving, frame)
@@ -141,15 +156,15 @@ class VectorStream:
             if b.node == node.name
         ]
         start = time.perf_counter()
-        code = push_frame(self.table, addresses(held), self.limit, self.patience)
-        self.input.frame = checked
+        code = push_frame(self.address, addresses(held), self.limit, self.patience)
+        self.input.frame, self._takes_events = checked, False
         self._finish(code, start)
 
     def _finish(self, code: int, start: float) -> None:
         self.packets += 1
-        if code == f.UPDATED:
+        if code == UPDATED:
             self._anew = None
-            if self.learns:
+            if self.learns and start:
                 self._learn(time.perf_counter() - start)
             return
         self.recomputed += 1
@@ -163,6 +178,7 @@ class VectorStream:
             self.seconds_anew += (min(spent, 2 * self.seconds_anew) - self.seconds_anew) / 8
             # try again now and then whether updates got cheaper
             self.limit = min(self.limit + self.limit // 64 + 1, self.sites)
+            self._time_from()
 
     def _learn(self, spent: float) -> None:
         sites = int(self.table[f.H_PENDING])
@@ -170,6 +186,7 @@ class VectorStream:
             return
         even = sites * self.seconds_anew / spent
         self.limit = int(min(max(self.limit + (even - self.limit) / 8, 16), self.sites))
+        self._time_from()
 
     def _compute_anew(self) -> None:
         x = self._inputs if self._is_float else self.input.samples()
@@ -178,6 +195,8 @@ class VectorStream:
     def readout(self) -> Mapping[str, Array]:
         if self._anew is not None:
             return dict(self._anew)
+        if self._only is not None:
+            return {self._only: self._floats[self._only].copy()}
         if self._plain:
             return {name: values.copy() for name, values in self._floats.items()}
         return {
@@ -187,7 +206,7 @@ class VectorStream:
     def counts(self, names: Sequence[str] = ("spike",)) -> Mapping[str, Ints]:
         """Brings a state that recomputed packets left behind up to date."""
         names = recorded(self.graph, names)
-        push_frame(self.table, NO_INPUTS, NO_LIMIT, 0)
+        push_frame(self.address, NO_INPUTS, NO_LIMIT, 0)
         known: dict[str, Ints] = {}
         return {name: self._values(name, known) for name in names}
 
@@ -210,6 +229,7 @@ class VectorStream:
     def reset(self) -> None:
         self.memory.reset()
         self.input.reset()
+        self._takes_events = self.input.takes_events
         self.packets = self.recomputed = 0
         self._anew = None
 
