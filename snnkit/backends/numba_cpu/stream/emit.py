@@ -13,8 +13,9 @@ from llvmlite import ir
 from snnkit.backends.numba_cpu.fast.emit import I8, I16, I32, I64, Emit, Value, vector
 from snnkit.backends.numba_cpu.stream import fields as f
 
-BLOCK = 64
-"""Bytes of the weights of one pair of channels for 16 outputs: int16 pairs."""
+BLOCK = 32
+"""Bytes of the weights of one pair of channels for 16 outputs: int8 pairs, widened when they are
+loaded, since what bounds the kernel is the second level cache."""
 
 
 def columns(e: Emit, arguments: Value, *fields: int) -> list[Value]:
@@ -92,7 +93,8 @@ class Target:
             at = e.at(weights, e.index(e.at(self.index, k, 4)), BLOCK * self.groups)
             new = []
             for j, charge in enumerate(now):
-                held = e.load(pair, b.add(at, I64(size * j)), size)
+                lie = e.load(vector(I8, 2 * e.isa.lanes), b.add(at, I64(size // 2 * j)), size // 2)
+                held = b.sext(lie, pair)
                 # the code generator makes one vpdpwssd of these two where there is one
                 new.append(b.add(charge, e.call(name, e.ints, [word, held])))
             return new

@@ -27,6 +27,8 @@ Array = npt.NDArray[Any]
 
 KINDS = ("i1", "u1", "i2", "u2", "i4", "u4", "i8")
 """Types that a field of an event may have in memory, by the number that stands for each."""
+SIDE_BY_SIDE = 64
+"""Units of a frame that are compared at once."""
 T, X, Y, P = 1, 3, 5, 7
 """Where a field's place and kind lie behind H_ENTERING and H_LEAVING."""
 
@@ -125,7 +127,7 @@ def count_events(table: Array, lies: int, address: int, count: int, step: int) -
 
 
 @kernel
-def level(p: Array, unit: int, place: int, x: Any) -> Any:
+def level(p: Array, unit: int, place: Any, x: Any) -> Any:
     """The quantised value of a float, as the byte in the map; `boundary.quantise` in float32."""
     at = 4 * (unit if p[I_PER_UNIT] else place % p[I_PITCH])
     scale, offset = floats(p[I_SCALE] + at, 1)[0], floats(p[I_OFFSET] + at, 1)[0]
@@ -158,26 +160,35 @@ def take_events(table: Array, p: Array, lies: int, address: int, count: int) -> 
 
 
 @kernel
+def finite(p: Array, address: int) -> bool:
+    x, odd = floats(address, p[I_SITES] * p[I_CHANNELS]), False
+    for i in range(len(x)):
+        odd |= x[i] - x[i] != 0
+    return not odd
+
+
+@kernel
 def take_frame(p: Array, address: int) -> int:
-    """A whole new input; returns how many sites differ from the last one."""
-    units = p[I_SITES] * p[I_CHANNELS]
-    x, xs = floats(address, units), floats(p[I_FLOATS], units)
-    order = words(p[I_UNITS], units)
-    now = octets(p[I_NOW], p[I_SITES] * p[I_PITCH])
+    """A whole new input; returns how many units changed their level."""
+    units, pitch, width = p[I_SITES] * p[I_CHANNELS], p[I_PITCH], p[I_WIDTH]
+    x, xs, places = floats(address, units), floats(p[I_FLOATS], units), words(p[I_PLACES], units)
+    now = octets(p[I_NOW], p[I_SITES] * pitch)
     own = 0
-    for site in range(p[I_SITES]):
-        differs = False
-        for c in range(p[I_CHANNELS]):
-            unit, place = order[site * p[I_CHANNELS] + c], site * p[I_PITCH] + c
-            if xs[unit] == x[unit]:
+    for first in range(0, units, SIDE_BY_SIDE):
+        end, differs = min(first + SIDE_BY_SIDE, units), False
+        for u in range(first, end):
+            differs |= xs[u] != x[u]
+        if not differs:
+            continue
+        for u in range(first, end):
+            if xs[u] == x[u]:
                 continue
-            xs[unit] = x[unit]
-            new = np.uint8(level(p, unit, place, x[unit]))
-            differs |= new != now[place]
-            now[place] = new
-        if differs:
-            own += 1
-            touch(p, site, ((site // p[I_WIDTH]) << 16) | (site % p[I_WIDTH]))
+            xs[u], place = x[u], np.int64(places[u])
+            new = np.uint8(level(p, u, place, x[u]))
+            if new != now[place]:
+                now[place], site = new, place // pitch
+                touch(p, site, ((site // width) << 16) | (site % width))
+                own += 1
     return own
 
 
@@ -350,12 +361,12 @@ def update(table: Array) -> None:
 @kernel
 def decide(table: Array, own: int, limit: int, patience: int) -> int:
     """Update if few sites differ. Where many do because of packets that were computed anew, catch
-    up once `patience` small packets in a row would have been cheap."""
+    up once `patience` packets in a row would have been within the limit by themselves."""
     pending = np.int64(0)
     for i in range(table[H_INPUTS]):
         pending += longs(table[HEAD + i * INPUT + I_TOUCHED_COUNT], 1)[0]
     table[H_OWN], table[H_PENDING] = own, pending
-    table[H_WAITED] = table[H_WAITED] + 1 if 4 * own <= limit else 0
+    table[H_WAITED] = table[H_WAITED] + 1 if own <= limit else 0
     if pending > limit and table[H_WAITED] < patience:
         return RECOMPUTE
     table[H_WAITED] = 0
@@ -398,10 +409,15 @@ def _entries(stamp: int) -> tuple[Callable[..., int], Callable[..., int]]:
         return decide(table, many + few, limit, patience)
 
     @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-    def push_frame(address: int, addresses: Array, limit: int, patience: int) -> int:
-        """Whole inputs, each float32 at its address; none: only bring the network up to date."""
+    def push_frame(address: int, addresses: Array, look: bool, limit: int, patience: int) -> int:
+        """Whole inputs, each float32 at its address; none: only bring the network up to date.
+        look : check that they are finite."""
         table = longs(address, longs(address, 1)[H_SIZE])
         own = 0 * stamp
+        for i in range(len(addresses)):
+            first = HEAD + i * INPUT
+            if look and not finite(table[first : first + INPUT], addresses[i]):
+                return INVALID
         for i in range(len(addresses)):
             first = HEAD + i * INPUT
             own += take_frame(table[first : first + INPUT], addresses[i])

@@ -78,7 +78,7 @@ class Memory:
             zeros.append(np.zeros(units, np.float32))
             # unlike any float, so that each unit is looked at
             self.view(row[f.I_FLOATS], units, np.float32)[:] = np.nan
-        push_frame(int(self.table.ctypes.data), addresses(zeros), NO_LIMIT, 0)
+        push_frame(int(self.table.ctypes.data), addresses(zeros), False, NO_LIMIT, 0)
 
     def reset(self) -> None:
         self.areas[KEPT][:] = self.snapshot

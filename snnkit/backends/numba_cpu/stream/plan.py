@@ -17,6 +17,7 @@ from snnkit.backends.numba_cpu.fast.pack import LINE, padded, tiles
 from snnkit.backends.numba_cpu.fast.windows import Window, frame
 from snnkit.backends.numba_cpu.stream import fields as f
 from snnkit.backends.numba_cpu.stream import native
+from snnkit.backends.numba_cpu.stream.emit import BLOCK
 from snnkit.backends.streaming import StreamInput
 from snnkit.graph import Boundary, Graph, Node
 from snnkit.ops.op import Ints
@@ -190,7 +191,7 @@ class StreamPlan(Builder):
         row |= {f.I_CHANNELS: g.channels, f.I_PITCH: made.pitch, f.I_ZERO: made.zero}
         row |= {f.I_LOW: node.lo, f.I_HIGH: node.hi, f.I_PER_UNIT: int(not alike)}
         row |= {f.I_SCALE: self.store.add(scale), f.I_OFFSET: self.store.add(offset)}
-        row |= {f.I_UNITS: self.store.add(g.units.astype(np.int32))}
+        row |= {f.I_PLACES: self.store.add(made.byte_places())}
         row |= {f.I_FLOATS: self.room(KEPT, 4 * node.units), f.I_NOW: now}
         row |= {f.I_HELD: made.values, f.I_FLAGS: touch.flags, f.I_TOUCHED: touch.touched}
         row |= {f.I_TOUCHED_COUNT: touch.count}
@@ -287,7 +288,7 @@ class StreamPlan(Builder):
         shape = (padded(outputs), len(rows), len(columns), 2 * pairs)
         if taps * span != len(rows) * len(columns):
             raise Unfit("taps that are no rectangle")
-        weight = np.zeros(shape, np.int16)
+        weight = np.zeros(shape, np.int8)
         weight[:outputs, ..., :channels] = window.weight.reshape(outputs, *shape[1:3], channels)
         reach, first = Reach(rows, columns, window.strides), 0
         multiplied = bool((times != 1).any())
@@ -295,7 +296,7 @@ class StreamPlan(Builder):
         wide[:outputs] = times.astype(np.int32)
         for groups in tiles(outputs):
             part = weight[16 * first :][: 16 * groups].reshape(16 * groups, *shape[1:3], pairs, 2)
-            block = 64 * groups * pairs
+            block = BLOCK * groups * pairs
             steps = (block * len(columns), block)
             target = self.charge_columns(charge, g)
             area, at = target[f.S_CHARGE]
