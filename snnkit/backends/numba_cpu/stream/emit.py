@@ -120,8 +120,8 @@ class Target:
         return b.add(touched, fresh)
 
 
-def fire(e: Emit, arguments: Value, _groups: int) -> Value:
-    """The staircase of the touched sites; lists what changed."""
+def fire(e: Emit, arguments: Value, groups: int) -> Value:
+    """The staircase of the touched sites, 16 * groups channels at a time; lists what changed."""
     charge, site_bytes, rate, shift, top = columns(
         e, arguments, f.S_CHARGE, f.S_SITE_BYTES, f.S_RATE, f.S_SHIFT, f.S_TOP
     )
@@ -129,38 +129,47 @@ def fire(e: Emit, arguments: Value, _groups: int) -> Value:
 
     def levels(place: Value, group: Value) -> Value:
         at = b.mul(group, I64(64))
-        here = b.add(e.at(charge, place, site_bytes), at)
+        bases = (b.add(e.at(charge, place, site_bytes), at), b.add(rate, at), b.add(shift, at))
         parts = []
-        for first in range(0, 64, size):
-            step = b.add(at, I64(first))
-            parts.append(
-                e.staircase(
-                    e.load(e.ints, b.add(here, I64(first)), size),
-                    e.load(e.floats, b.add(rate, step), size),
-                    e.load(e.floats, b.add(shift, step), size),
-                    tops,
-                )
+        for first in range(0, 64 * groups, 4 * size):
+            places = [I64(n) for n in range(first, min(first + 4 * size, 64 * groups), size)]
+            charges, rates, shifts = (
+                [e.load(kind, b.add(base, place), size) for place in places]
+                for kind, base in zip((e.ints, e.floats, e.floats), bases, strict=True)
             )
-        if len(parts) == 1:
-            return parts[0]
-        order = ir.Constant(vector(I32, 16), list(range(16)))
-        return b.shuffle_vector(parts[0], parts[1], order)
+            made = b.bitcast(e.levels(charges, rates, shifts, tops), vector(I8, size))
+            parts.append(_part(b, made, 0, len(places) * e.isa.lanes))
+        return parts[0] if len(parts) == 1 else _joined(b, *parts)
 
-    return _tell(e, arguments, levels)
+    return _tell(e, arguments, groups, levels)
 
 
-def tell(e: Emit, arguments: Value, _groups: int) -> Value:
+def tell(e: Emit, arguments: Value, groups: int) -> Value:
     """As `fire`, of sites whose next bytes are computed already."""
     fresh, pitch = columns(e, arguments, f.S_FRESH, f.S_PITCH)
 
     def levels(place: Value, group: Value) -> Value:
         at = e.b.add(e.at(fresh, place, pitch), e.b.mul(group, I64(16)))
-        return e.load(vector(I8, 16), at)
+        return e.load(vector(I8, 16 * groups), at)
 
-    return _tell(e, arguments, levels)
+    return _tell(e, arguments, groups, levels)
 
 
-def _tell(e: Emit, arguments: Value, levels: Callable[[Value, Value], Value]) -> Value:
+def _part(b: Value, x: Value, first: int, count: int) -> Value:
+    """So many elements of a vector."""
+    if count == x.type.count:
+        return x
+    return b.shuffle_vector(
+        x, x, ir.Constant(vector(I32, count), list(range(first, first + count)))
+    )
+
+
+def _joined(b: Value, x: Value, y: Value) -> Value:
+    count = 2 * x.type.count
+    return b.shuffle_vector(x, y, ir.Constant(vector(I32, count), list(range(count))))
+
+
+def _tell(e: Emit, arguments: Value, per: int, levels: Callable[[Value, Value], Value]) -> Value:
     b = e.b
     touched, touched_count, flags = columns(e, arguments, f.S_TOUCHED, f.S_TOUCHED_COUNT, f.S_FLAGS)
     values, pitch, groups, width = columns(
@@ -169,6 +178,7 @@ def _tell(e: Emit, arguments: Value, levels: Callable[[Value, Value], Value]) ->
     sites, begins, words, index, new_count = columns(
         e, arguments, f.S_NEW_SITES, f.S_NEW_BEGINS, f.S_NEW_WORDS, f.S_NEW_INDEX, f.S_NEW_COUNT
     )
+    wide, pairs = vector(I16, 16 * per), 8 * per
 
     def site(s: Value, state: list[Value]) -> Sequence[Value]:
         packed = e.index(e.at(touched, s, 4))
@@ -181,13 +191,16 @@ def _tell(e: Emit, arguments: Value, levels: Callable[[Value, Value], Value]) ->
 
         def group(g: Value, now: list[Value]) -> Sequence[Value]:
             new, at = levels(place, g), b.add(row, b.mul(g, I64(16)))
-            wide = vector(I16, 16)
-            old = e.load(vector(I8, 16), at)
-            change = b.bitcast(b.sub(b.zext(new, wide), b.zext(old, wide)), vector(I32, 8))
+            old = e.load(new.type, at)
+            change = b.bitcast(b.sub(b.zext(new, wide), b.zext(old, wide)), vector(I32, pairs))
             e.store(new, at)
-            return [_list(e, change, b.mul(g, I64(8)), words, index, now[0])]
+            many, step = now[0], min(pairs, e.isa.lanes)
+            for first in range(0, pairs, step):
+                number = b.add(b.mul(g, I64(8)), I64(first))
+                many = _list(e, _part(b, change, first, step), number, words, index, many)
+            return [many]
 
-        changes = e.loop(I64(0), groups, [state[1]], group)[0]
+        changes = e.loop(I64(0), groups, [state[1]], group, per)[0]
         some = b.zext(b.icmp_unsigned("!=", changes, state[1]), I64)
         return [b.add(state[0], some), changes]
 
@@ -201,23 +214,22 @@ def _tell(e: Emit, arguments: Value, levels: Callable[[Value, Value], Value]) ->
 def _list(
     e: Emit, change: Value, first: Value, words: Value, index: Value, changes: Value
 ) -> Value:
-    """Append the pairs (8, from number `first`) that changed; their new number."""
-    b, kind = e.b, vector(I32, 8)
-    zero = ir.Constant(kind, [0] * 8)
+    """Append the pairs (8 or 16, from number `first`) that changed; their new number."""
+    b, kind, count = e.b, change.type, change.type.count
+    zero, bits = ir.Constant(kind, [0] * count), ir.IntType(count)
     mask = b.icmp_unsigned("!=", change, zero)
     if e.isa.lanes == 16:
-        pairs = b.add(e.splat(b.trunc(first, I32), 8), ir.Constant(kind, list(range(8))))
-        name = "llvm.x86.avx512.mask.compress.v8i32"
+        pairs = b.add(e.splat(b.trunc(first, I32), count), ir.Constant(kind, list(range(count))))
+        name = f"llvm.x86.avx512.mask.compress.v{count}i32"
         for what, to in ((change, words), (pairs, index)):
             e.store(e.call(name, kind, [what, zero, mask]), e.at(to, changes, 4), 4)
-        bits = b.bitcast(mask, I8)
-        return b.add(changes, b.zext(e.call("llvm.ctpop.i8", I8, [bits]), I64))
+        many = e.call(f"llvm.ctpop.i{count}", bits, [b.bitcast(mask, bits)])
+        return b.add(changes, b.zext(many, I64))
     some, after, before = b.append_basic_block("some"), b.append_basic_block("after"), b.block
-    bits = b.bitcast(mask, I8)
-    b.cbranch(b.icmp_unsigned("!=", bits, I8(0)), some, after)
+    b.cbranch(b.icmp_unsigned("!=", b.bitcast(mask, bits), bits(0)), some, after)
     b.position_at_end(some)
     new = changes
-    for i in range(8):
+    for i in range(count):
         word = b.extract_element(change, I32(i))
         e.store(word, e.at(words, new, 4), 4)
         e.store(b.trunc(b.add(first, I64(i)), I32), e.at(index, new, 4), 4)

@@ -12,12 +12,20 @@ import numpy.typing as npt
 from snnkit.backends.numba_cpu.fast.native import machine_code
 from snnkit.backends.numba_cpu.stream.emit import fire, spread, spread_times, tell
 
-SPREAD, SPREAD_TIMES, FIRE, TELL = 0, 4, 8, 9
-"""Places of the kernels in the table; the first two by number of 16-output groups - 1."""
-ORDER: list[tuple[Callable[..., Any], int]] = [(spread, n) for n in (1, 2, 3, 4)] + [
-    (spread_times, n) for n in (1, 2, 3, 4)
+SPREAD, SPREAD_TIMES, FIRE, TELL = 0, 4, 8, 11
+"""Places of the kernels in the table; the first two by number of 16-output groups - 1, the others
+by how many groups they take at a time: 1, 2 or 4."""
+ORDER: list[tuple[Callable[..., Any], int]] = [
+    *((spread, n) for n in (1, 2, 3, 4)),
+    *((spread_times, n) for n in (1, 2, 3, 4)),
+    *((fire, n) for n in (1, 2, 4)),
+    *((tell, n) for n in (1, 2, 4)),
 ]
-ORDER += [(fire, 1), (tell, 1)]
+
+
+def at_a_time(groups: int) -> int:
+    """Which of the three suits a number of groups."""
+    return 2 if groups % 4 == 0 else 1 if groups % 2 == 0 else 0
 
 
 @cache

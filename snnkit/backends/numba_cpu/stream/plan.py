@@ -160,10 +160,13 @@ class StreamPlan(Builder):
         return columns | {f.S_PITCH: cells.pitch, f.S_GROUPS: cells.pitch // 16}
 
     def act(self, kind: int, kernel: int | None, *parts: Mapping[int, Any]) -> None:
-        row: dict[int, Any] = {f.S_KIND: kind}
-        row[f.S_KERNEL] = 0 if kernel is None else int(self.code[kernel])
+        row: dict[int, Any] = {f.S_KIND: kind, f.S_KERNEL: 0}
         for part in parts:
             row |= part
+        if kernel in (native.FIRE, native.TELL):
+            kernel += native.at_a_time(row[f.S_GROUPS])
+        if kernel is not None:
+            row[f.S_KERNEL] = int(self.code[kernel])
         self.actions.append(row)
 
     def cells(self, made: Map) -> Cells:
