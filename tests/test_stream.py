@@ -20,6 +20,8 @@ from tests.test_numba_fast import HERE, Network, random_network
 
 pytest.importorskip("numba")
 from snnkit.backends.numba_cpu import NumbaProgram, backend
+from snnkit.backends.numba_cpu.stream import VectorStream
+from snnkit.backends.numba_cpu.stream.vector_stream import GROWTH
 
 EVENT = np.dtype([("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.uint8)])
 PATHS = (*HERE, "generic")
@@ -344,3 +346,101 @@ def test_command(tmp_path, capsys) -> None:
     np.save(tmp_path / "events.npy", np.zeros(3))
     assert main([*command, "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["error"] == "BadEvents"
+
+
+def covered_network() -> tuple[Graph, NumbaProgram]:
+    graph = event_network(1)
+    program = backend().compile(graph)
+    if not covered(program):
+        pytest.skip("this CPU has no vector instructions that streams use")
+    return graph, program
+
+
+def test_large_packets_are_computed_anew_and_the_state_catches_up() -> None:
+    graph, program = covered_network()
+    rng, shape = np.random.default_rng(5), graph.nodes[0].shape
+    stream, oracle = program.stream(), Oracle(graph)
+    assert isinstance(stream, VectorStream)
+    stream.learns, stream.limit = False, 5
+    window = np.zeros(0, EVENT)
+    recomputed = []
+    for size in (3, 500, 2, 2, 2, 2, 500, 2, 500, 2, 2, 2, 4):
+        events = random_events(rng, shape, size)
+        window = np.concatenate([window, events])
+        stream.push(events)
+        values = dense(graph, input_counts(graph, accumulated(graph, window)))
+        np.testing.assert_array_equal(
+            stream.readout()[graph.outputs[0].name][0], values[graph.outputs[0].node][0]
+        )
+        recomputed.append(stream.recomputed)
+    # the third small packet in a row catches up
+    assert recomputed == [0, 1, 2, 3, 3, 3, 4, 5, 6, 7, 8, 8, 8]
+    oracle.equal(stream, accumulated(graph, window))
+    stream.push(random_events(rng, shape, 500))
+    stream.reset()
+    oracle.equal(stream, accumulated(graph, window[:0]), "reset with a recompute pending")
+    assert stream.recomputed == stream.packets == 0
+
+
+def test_the_limit_is_where_both_ways_cost_the_same() -> None:
+    _, program = covered_network()
+    stream = program.stream()
+    assert isinstance(stream, VectorStream)
+    stream.sites = 10**6
+    for pace, anew in ((1e-6, 100e-6), (3e-6, 100e-6), (1e-6, 1e-3)):
+        stream.pace, stream.seconds_anew = pace, anew
+        stream._balance()
+        assert pace * stream.limit**GROWTH <= anew < pace * (stream.limit + 1) ** GROWTH
+    for _ in range(200):
+        stream._learn_anew(2e-3)
+    assert abs(stream.seconds_anew / 2e-3 - 1) < 0.01
+    before = stream.seconds_anew
+    stream._learn_anew(1.0)
+    assert stream.seconds_anew < 1.2 * before, "one slow run carries the mean away"
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_burst_of_a_million_events(update: str) -> None:
+    graph, program = covered_network()
+    events = random_events(np.random.default_rng(6), graph.nodes[0].shape, 10**6)
+    stream, oracle = program.stream(update), Oracle(graph)
+    stream.push(events)
+    oracle.equal(stream, accumulated(graph, events))
+    stream.push(leaving=events)
+    oracle.equal(stream, accumulated(graph, events[:0]))
+    assert stream.recomputed == {"incremental": 0, "recompute": 2}.get(update, stream.recomputed)
+
+
+def test_streams_of_one_program_are_independent() -> None:
+    graph, program = covered_network()
+    rng, oracle = np.random.default_rng(7), Oracle(graph)
+    streams = [program.stream() for _ in range(3)]
+    packets = [random_events(rng, graph.nodes[0].shape, 50) for _ in streams]
+    for stream, events in zip(streams, packets, strict=True):
+        stream.push(events[:25])
+    for stream, events in zip(streams, packets, strict=True):
+        stream.push(events[25:])
+    for stream, events in zip(streams, packets, strict=True):
+        oracle.equal(stream, accumulated(graph, events))
+
+
+def test_a_stream_says_what_keeps_it_from_updating() -> None:
+    """A layer that reads a sum as bytes has no incremental kernel."""
+    window = {"strides": (1, 1), "pads": (0,) * 4, "dilations": (1, 1)}
+    x = make_node("x", "input", attrs={"shape": (2, 4, 4), "lo": 0, "hi": 255})
+    s = make_node("s", "spike", [x], {"init": 0, "theta": 1}, {"kind": "uniform", "lo": 0, "hi": 9})
+    pooled = make_node("pooled", "sum_pool", [s], attrs={"kernel": (2, 2), **window})
+    weight = {"weight": np.ones((1, 2, 1, 1), np.int64)}
+    c = make_node("c", "conv", [pooled], weight, {"group": 1, **window})
+    y = make_node("y", "readout", [c], {"bias": np.int32(0)})
+    one, zero = np.ones((), np.float32), np.zeros((), np.float32)
+    ends = [Boundary(n.name, n.name, "float32", ("n", *n.shape), one, zero) for n in (x, y)]
+    program = backend().compile(Graph((x, s, pooled, c, y), (ends[0],), (ends[1],)))
+    stream = program.stream()
+    assert stream.path == "recompute" and stream.why_recompute
+    if program.isa is not None:
+        assert [node for node, _ in stream.why_recompute] == ["c", "y"]
+        with pytest.raises(UsageError, match="'incremental' is not possible: node 'c'"):
+            program.stream("incremental")
+    stream.push(events_at((0, 1, 1, 1), (0, 3, 3, 0)))
+    assert stream.readout()["y"].sum() == 5 and stream.recomputed == 1
