@@ -14,6 +14,7 @@ from snnkit.backends import Stream, finish
 from snnkit.cli import main
 from snnkit.errors import BadCalibration, BadEvents, SnnkitError, UsageError
 from snnkit.graph import Boundary, Graph, make_node
+from snnkit.ops import TABLE
 from snnkit.reference import dense, input_counts
 from tests.corpus import random_graph, samples
 from tests.test_numba_fast import HERE, Network, random_network
@@ -26,6 +27,30 @@ from snnkit.backends.numba_cpu.stream.vector_stream import GROWTH
 EVENT = np.dtype([("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.uint8)])
 PATHS = (*HERE, "generic")
 UPDATES = ("auto", "incremental", "recompute")
+
+
+class Branches(Network):
+    """A network that also joins branches."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.history = [self.value]
+
+    def add(self, op: str, params: Any = None, **attrs: Any) -> None:
+        super().add(op, params, **attrs)
+        self.history.append(self.value)
+
+    def join(self, nodes: Any, values: Any, times: Any) -> None:
+        self.node = make_node(f"n{len(self.nodes)}", "add", nodes, times)
+        self.value = np.asarray(TABLE["add"].dense(self.node, values))
+        self.nodes.append(self.node)
+        self.history.append(self.value)
+
+    def ladder(self) -> None:
+        """Steps of different heights, from charges that occur."""
+        charges = self.rng.choice(self.value.reshape(-1), (self.node.shape[0], 1, 1, 6))
+        params = {"init": np.int32(0), "thresholds": np.sort(charges + 1, axis=-1)}
+        self.add("spike", params, kind="ladder", lo=-1, hi=5)
 
 
 def event_network(seed: int) -> Graph:
@@ -43,6 +68,47 @@ def event_network(seed: int) -> Graph:
         net.linear(int(rng.choice([10, 33])))
         if rng.random() < 0.5:
             net.spike(quiet=False)
+    return net.graph()
+
+
+def residual_network(seed: int) -> Graph:
+    """Convolutions, ordinary and channel by channel, pools, scaled sums of branches, a pool over
+    all places, ladders: what joins and splits."""
+    rng = np.random.default_rng(seed)
+    low = int(rng.choice([0, -10]))
+    net = Branches(rng, (2, int(rng.integers(6, 12)), int(rng.integers(6, 15))), low, 4)
+    channels = int(rng.choice([3, 16, 24, 70]))
+    net.conv(channels, 3, int(rng.integers(1, 3)))
+    net.spike(quiet=bool(seed % 2))
+    window = {"strides": (1, 1), "pads": (1,) * 4, "dilations": (1, 1)}
+    for _ in range(2):
+        trunk, value = net.node, net.value
+        if rng.random() < 0.5:
+            weight = rng.integers(-127, 128, (channels, channels, 3, 3))
+            net.add("conv", {"weight": weight}, group=1, **window)
+        else:
+            weight = rng.integers(-127, 128, (channels, 1, 3, 3))
+            net.add("conv", {"weight": weight}, group=channels, **window)
+        both = [net.node, trunk]
+        if rng.random() < 0.5:
+            net.node, net.value = trunk, value
+            net.add("sum_pool", kernel=(3, 3), **window)
+            both.append(net.node)
+        values = {n.name: v for n, v in zip(net.nodes, net.history, strict=True)}
+        times = {f"m{i}": rng.integers(-9, 10, (channels, 1, 1)) for i in range(len(both))}
+        if rng.random() < 0.3:
+            times["m0"] = np.ones((1, 1, 1), np.int64)
+        net.join(both, [values[n.name] for n in both], times)
+        net.ladder() if rng.random() < 0.5 else net.spike(quiet=bool(rng.random() < 0.5))
+        if rng.random() < 0.5:
+            net.add("max_pool", kernel=(2, 2), **{**window, "pads": (0,) * 4, "strides": (2, 1)})
+    if rng.random() < 0.5:
+        net.add("sum_pool", axes=(1, 2), keepdims=True)
+        net.spike(quiet=False)
+    net.add("route", kind="reshape", shape=(net.node.units,))
+    index = rng.integers(-1, net.node.units, (40,))
+    net.add("route", {"index": index}, kind="index", shape=(40,))
+    net.add("linear", {"weight": rng.integers(-127, 128, (10, 40))})
     return net.graph()
 
 
@@ -157,6 +223,15 @@ def test_events_on_every_path_and_update(seed: int) -> None:
             if update != "incremental" or covered(program):
                 streams[f"{path} {update}"] = program.stream(update)
     drive(graph, streams, rng)
+
+
+@pytest.mark.parametrize("path", HERE)
+@pytest.mark.parametrize("seed", range(24))
+def test_branches_pools_and_ladders(seed: int, path: str) -> None:
+    graph = residual_network(seed)
+    program = backend().compile(graph, path)
+    assert program.stream_plan is not None and not program.stream_plan.problems
+    drive(graph, {path: program.stream("incremental")}, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("seed", range(60))
