@@ -162,6 +162,19 @@ def _run(a: argparse.Namespace) -> int:
     return 0
 
 
+def _stream(a: argparse.Namespace) -> int:
+    from snnkit.backends import compile
+    from snnkit.replay import replay, replay_text
+    from snnkit.windows import sliding
+
+    graph = _load(a.net)
+    events = _read_array(a.events, "events")
+    packets = sliding(events, window=a.window, every=a.every, unit=a.unit)
+    found = replay(compile(graph, a.backend).stream(a.update), packets)
+    _print(a, found.as_json(), replay_text(found))
+    return 0
+
+
 def _info(a: argparse.Namespace) -> int:
     from snnkit.converters import examine
     from snnkit.files import from_bytes, is_ours, parse_model, read_bytes
@@ -231,6 +244,15 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--mode", choices=MODES, default="settle")
     r.add_argument("--seed", type=int, default=0, help="of mode fuzz")
     r.add_argument("--record", help=".npz to write: the spike count of every neuron")
+
+    t = command("stream", _stream, "replay events of a camera through a moving window")
+    t.add_argument("net", help="net.onnx")
+    t.add_argument("events", help=".npy: structured array with the fields t (us), x, y, p")
+    t.add_argument("--window", type=int, required=True, help="length of the window")
+    t.add_argument("--every", type=int, required=True, help="step of the window: one packet")
+    t.add_argument("--unit", choices=("us", "events"), default="us", help="of window and every")
+    t.add_argument("--backend", default="numba")
+    t.add_argument("--update", choices=("auto", "incremental", "recompute"), default="auto")
 
     i = command("info", _info, "layers, neurons and bounds; or why a model cannot be converted")
     i.add_argument("model", help="float ONNX file or net.onnx")

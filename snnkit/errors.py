@@ -51,6 +51,12 @@ class BadCalibration(SnnkitError, ValueError):
     exit_code = 3
 
 
+class BadEvents(SnnkitError, ValueError):
+    """Events that cannot be used; says which field, which index, found and expected."""
+
+    exit_code = 3
+
+
 class InvalidGraph(SnnkitError, ValueError):
     """A graph that breaks a rule of its op table."""
 

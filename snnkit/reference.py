@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from snnkit.backends import Result, Schedule, finish, recorded
+from snnkit.backends.streaming import RecomputeStream, check_update
 from snnkit.boundary import as_inputs, quantise
-from snnkit.errors import SnnkitError
+from snnkit.errors import SnnkitError, UsageError
 from snnkit.graph import Graph, Node
 from snnkit.ops import TABLE
 from snnkit.ops.op import Ints
@@ -345,6 +346,13 @@ class ReferenceProgram:
             backend="reference",
             digest=self.graph.digest,
         )
+
+    def stream(self, update: str = "auto") -> RecomputeStream:
+        """As `snnkit.backends.Program.stream`, by running the whole window after each packet."""
+        check_update(update)
+        if update == "incremental":
+            raise UsageError("update 'incremental'; the reference recomputes every packet")
+        return RecomputeStream(self, [("", "the reference computes every packet anew")])
 
 
 class ReferenceBackend:

@@ -78,6 +78,47 @@ class Result:
     digest: str
 
 
+class Stream(Protocol):
+    """One sample whose input changes by packets, with state.
+
+    Law: after every packet `readout()` equals, bit for bit, the outputs of `Program.run` on the
+    accumulated input, and every node's count equals its dense reading, however the stream gets
+    there (by differences, or by computing the window anew).
+
+    path : how it updates incrementally: "avx512", "avx2", or "recompute" where it cannot.
+    why_recompute : (node, reason) for every node that keeps it from incremental updates.
+    packets, recomputed : packets pushed since the last reset, and how many of them were computed
+    anew.
+    """
+
+    path: str
+    why_recompute: tuple[tuple[str, str], ...]
+    packets: int
+    recomputed: int
+
+    def push(self, events: Any = None, leaving: Any = None, *, frame: Any = None) -> None:
+        """Change the input by one packet, and update the network.
+
+        events, leaving : structured arrays with the integer fields t (us), x, y, p (0 or 1), each
+        sorted by t: the count of each one's unit goes up, or down. The input has the shape
+        (1 or 2, height, width): a channel per polarity, or one for both. Counts are as wide as
+        needed; the input's own type and range saturate.
+        frame : instead of events, a whole new float input [*shape] (or a mapping by input name),
+        quantised as `Program.run` does; only what differs from the last one is injected.
+
+        Raises BadEvents, UsageError or BadCalibration; the state is then as before.
+        """
+
+    def readout(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Outputs by name, [1, ...], as in `Result.outputs`."""
+
+    def counts(self, names: Sequence[str] = ("spike",)) -> Mapping[str, npt.NDArray[np.int64]]:
+        """Values of nodes, [1, *shape]; `names` as `record` of `Program.run`."""
+
+    def reset(self) -> None:
+        """Back to the zero input."""
+
+
 class Program(Protocol):
     """A graph made ready to run."""
 
@@ -95,6 +136,11 @@ class Program(Protocol):
     ) -> Result:
         """Present samples x, [N, *shape] or a mapping by input name. `record` names nodes whose
         values to keep, or is ("spike",) / ("all",) for all spiking nodes / all nodes."""
+
+    def stream(self, update: str = "auto") -> Stream:
+        """A new stream at the zero input. `update`: "auto" chooses packet by packet between
+        incremental updates and computing the window anew, by what costs less; "incremental" and
+        "recompute" force one of them. Raises UsageError where that is not possible."""
 
 
 class Backend(Protocol):

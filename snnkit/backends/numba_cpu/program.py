@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snnkit.backends import MODES, Result, Schedule, finish, recorded
+from snnkit.backends import MODES, Result, Schedule, Stream, finish, recorded
 from snnkit.backends.numba_cpu import kernels as k
 from snnkit.backends.numba_cpu.fast import GENERIC, FastEngine, choose
 from snnkit.backends.numba_cpu.layout import KINDS, Layout, flatten, state_sizes
+from snnkit.backends.numba_cpu.stream import StreamPlan, VectorStream
+from snnkit.backends.streaming import RecomputeStream, check_update
 from snnkit.boundary import as_inputs, quantise
 from snnkit.errors import SnnkitError, UsageError
 from snnkit.graph import Graph
@@ -46,8 +48,8 @@ class NumbaProgram:
         self.levels = spike_levels(graph)
         self._idle: SimpleQueue[k.Work] = SimpleQueue()
         self.why_generic: tuple[tuple[str, str], ...] = ()
-        isa = choose(path)
-        fast = None if isa is None else FastEngine(graph, isa)
+        self.isa = choose(path)
+        fast = None if self.isa is None else FastEngine(graph, self.isa)
         if fast is not None and fast.problems:
             self.why_generic, fast = tuple(fast.problems), None
         self.fast = fast
@@ -116,6 +118,24 @@ class NumbaProgram:
             backend="numba",
             digest=self.graph.digest,
         )
+
+    def stream(self, update: str = "auto") -> Stream:
+        """As `snnkit.backends.Program.stream`."""
+        check_update(update)
+        if self.stream_plan is not None and not self.stream_plan.problems:
+            return VectorStream(self, self.stream_plan, update)
+        why = [("", "path generic has no incremental kernels")]
+        if self.stream_plan is not None:
+            why = self.stream_plan.problems
+        if update == "incremental":
+            text = "; ".join(f"node '{node}': {reason}" for node, reason in why)
+            raise UsageError(f"update 'incremental' is not possible: {text}")
+        return RecomputeStream(self, why)
+
+    @cached_property
+    def stream_plan(self) -> StreamPlan | None:
+        """What all streams of this program share; None without vector instructions."""
+        return None if self.isa is None else StreamPlan(self.graph, self.isa)
 
     @contextmanager
     def work(self) -> Iterator[k.Work]:

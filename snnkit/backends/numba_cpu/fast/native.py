@@ -36,9 +36,16 @@ _ENGINES: list[Any] = []
 @cache
 def table(isa_name: str) -> npt.NDArray[np.int64]:
     """Addresses of the kernels of an instruction set, in the order above."""
+    return machine_code(isa_name, ORDER)
+
+
+def machine_code(
+    isa_name: str, order: list[tuple[Callable[..., Any], int]]
+) -> npt.NDArray[np.int64]:
+    """Compile kernels, (function that emits one, its last argument); their addresses."""
     isa, module = ISAS[isa_name], ir.Module(f"snnkit_{isa_name}")
     names = []
-    for make, groups in ORDER:
+    for make, groups in order:
         names.append(f"snnkit_{isa_name}_{make.__name__}{groups}")
         function = ir.Function(module, ir.FunctionType(I64, [I64]), names[-1])
         builder = ir.IRBuilder(function.append_basic_block("entry"))
