@@ -21,7 +21,7 @@ from tests.test_numba_fast import HERE, Network, random_network
 
 pytest.importorskip("numba")
 from snnkit.backends.numba_cpu import NumbaProgram, backend
-from snnkit.backends.numba_cpu.stream import VectorStream
+from snnkit.backends.numba_cpu.stream import VectorStream, fields
 from snnkit.backends.numba_cpu.stream.vector_stream import GROWTH
 
 EVENT = np.dtype([("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.uint8)])
@@ -271,15 +271,16 @@ def test_frames_of_random_networks() -> None:
             oracle.equal(stream, {"X": 0 * data[:1]}, f"seed {seed}, {path}, reset")
 
 
-def one_pixel(path: str, **ends: Any) -> Stream:
-    """One input unit of each polarity, copied to the output."""
+def one_pixel(path: str, scale: float = 1, **ends: Any) -> Stream:
+    """The quantised input, copied to the output. ends : types of input x and output y."""
     x = make_node("x", "input", attrs={"shape": (2, 3, 4), "lo": 0, "hi": 255})
     params = {"init": np.int32(0), "theta": np.int32(1)}
     s = make_node("s", "spike", [x], params, {"kind": "uniform", "lo": 0, "hi": 255})
     y = make_node("y", "readout", [s], {"bias": np.int32(0)})
     one, zero = np.ones((), np.float32), np.zeros((), np.float32)
+    scales = {"x": one * np.float32(scale), "y": one}
     nodes = [
-        Boundary(n.name, n.name, ends.get(n.name, "float32"), ("n", *n.shape), one, zero)
+        Boundary(n.name, n.name, ends.get(n.name, "float32"), ("n", *n.shape), scales[n.name], zero)
         for n in (x, y)
     ]
     return stream_on(Graph((x, s, y), (nodes[0],), (nodes[1],)), path)
@@ -300,6 +301,10 @@ def test_counts_are_wide_and_types_saturate(path: str) -> None:
         assert stream.readout()["y"][0, 1, 2, 3] == 10
         stream.push(leaving=many[:10])
         assert not stream.readout()["y"].any()
+    for dtype, top in (("uint8", 64), ("int8", 32), ("float32", 255)):
+        stream = one_pixel(path, 4, x=dtype)
+        stream.push(many)
+        assert stream.readout()["y"].max() == top, "255, 127 or all of the counts, over 4"
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -451,10 +456,17 @@ def test_large_packets_are_computed_anew_and_the_state_catches_up() -> None:
     # the third small packet in a row catches up
     assert recomputed == [0, 1, 2, 3, 3, 3, 4, 5, 6, 7, 8, 8, 8]
     oracle.equal(stream, accumulated(graph, window))
+    events = random_events(rng, shape, 500)
+    stream.push(events)
+    oracle.equal(stream, accumulated(graph, np.concatenate([window, events])), "left behind")
     stream.push(random_events(rng, shape, 500))
     stream.reset()
     oracle.equal(stream, accumulated(graph, window[:0]), "reset with a recompute pending")
     assert stream.recomputed == stream.packets == 0
+    stream.push(events)
+    stream.reset()
+    stream.push(events[:1])
+    assert stream.table[fields.H_PENDING] == 1, "sites from before the reset"
 
 
 def test_the_limit_is_where_both_ways_cost_the_same() -> None:

@@ -78,6 +78,8 @@ class VectorStream:
             ).reshape(1, *self.graph.node[b.node].shape)
             for b, row in zip(self.graph.inputs, self._input_rows(), strict=True)
         }
+        # compile (or load from the cache) now, so that no packet's time contains it
+        push_events(self.address, NOTHING, NOTHING, NO_LIMIT, 0)
         if self.learns:
             self._probe()
             self._balance()
