@@ -28,7 +28,8 @@ from snnkit.files import to_bytes
 from snnkit.graph import Graph
 from snnkit.onnx_writer import emit_recording
 from snnkit.ops.op import Ints
-from snnkit.reference import dense, fan_out
+from snnkit.ops.synapses import fan_out
+from snnkit.reference import dense
 
 Array = npt.NDArray[Any]
 CHUNK_UNITS = 2**24
@@ -281,7 +282,7 @@ class _Session:
 def dense_macs(graph: Graph, name: str) -> int:
     """Multiply-accumulates of a conv or linear node for one sample, without padding."""
     node = graph.node[name]
-    return int(fan_out(graph, node).sum())
+    return int(fan_out(node, graph.node[node.inputs[0]]).sum())
 
 
 def _difference(
