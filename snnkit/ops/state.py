@@ -142,10 +142,9 @@ class Lif(Op):
     def barrier(self, node: Node, xs: Sequence[Ints]) -> Ints:
         """The membrane potential after the step; arguments as for `dense`."""
         u, spike, reset = _integrated(node, xs), self.dense(node, xs), node.params["reset"]
-        after: Ints = (
-            u - reset * spike if node.attrs["kind"] == "soft" else np.where(spike, reset, u)
-        )
-        return after
+        if node.attrs["kind"] == "soft":
+            return np.asarray(u - reset * spike)
+        return np.asarray(np.where(spike == 1, reset, u))
 
     def emit(self, node: Node, writer: Writer) -> None:
         """S and the next v from the function LIF, whose state the writer carries round."""
