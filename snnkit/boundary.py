@@ -37,6 +37,12 @@ def as_inputs(graph: Graph, x: Any) -> dict[str, npt.NDArray[Any]]:
     return checked
 
 
+def input_counts(graph: Graph, x: Any) -> dict[str, npt.NDArray[np.int64]]:
+    """Checked and quantised samples, by input node."""
+    named = as_inputs(graph, x)
+    return {b.node: quantise(b, graph.node[b.node], named[b.name]) for b in graph.inputs}
+
+
 def check_samples(
     name: str, dtype: str, dims: tuple[int | str, ...], value: Any, batch: int = 0
 ) -> npt.NDArray[Any]:

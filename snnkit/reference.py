@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from snnkit.backends import Result, Schedule, finish, recorded
-from snnkit.boundary import as_inputs, quantise
+from snnkit.boundary import input_counts
 from snnkit.errors import SnnkitError
 from snnkit.graph import Graph, Node
 from snnkit.ops import TABLE
@@ -23,6 +23,10 @@ from snnkit.ops.op import Ints
 from snnkit.ops.spike import ladder_rows
 from snnkit.ops.synapses import fan_out
 from snnkit.sequence import unroll
+from snnkit.sweeps import spike_levels
+
+RESTING = ("input", "spike", "lif")
+"""Zero at rest; all other ops are at rest what their dense rule makes of that."""
 
 STEP_LIMIT = 1_000_000
 """No acyclic network needs so many steps; reaching it is a fault of ours, not of the network."""
@@ -42,12 +46,6 @@ def _dense_window(window: Graph, feeds: Mapping[str, Ints]) -> dict[str, Ints]:
         if node.op != "input":
             values[node.name] = TABLE[node.op].dense(node, [values[s] for s in node.inputs])
     return values
-
-
-def input_counts(graph: Graph, x: Any) -> dict[str, Ints]:
-    """Checked and quantised samples, by input node."""
-    named = as_inputs(graph, x)
-    return {b.node: quantise(b, graph.node[b.node], named[b.name]) for b in graph.inputs}
 
 
 class Neurons:
@@ -109,7 +107,7 @@ class Machine:
         # at rest every tracer is zero, so every value is its own dense rule of zeros
         self.value: dict[str, Ints] = dict(zero)
         for node in graph.nodes:
-            if node.op not in ("input", "spike"):
+            if node.op not in RESTING:
                 sources = [self.value[s] for s in node.inputs]
                 self.value[node.name] = TABLE[node.op].dense(node, sources).astype(np.int64)
         self.told = {
@@ -140,7 +138,8 @@ class Machine:
                 change = change * mask[port]
             self.told[source, node.name, port] = self.told[source, node.name, port] + change
             changes.append(change)
-        if not any(c.any() for c in changes):
+        # a lif may fire by its bias alone, without ever being told anything
+        if node.op != "lif" and not any(c.any() for c in changes):
             return
         if node.name in self.synops:
             hit = (changes[0] != 0) * self.fan_out[node.name]
@@ -196,7 +195,7 @@ class Machine:
             value = self.value[node.name]
             if value.size and not (node.lo <= value.min() and value.max() <= node.hi):
                 raise SnnkitError(f"node '{node.name}': value leaves {node.lo}..{node.hi}")
-            if node.op not in ("input", "spike"):
+            if node.op not in RESTING:
                 told = [self.told[s, node.name, p] for p, s in enumerate(node.inputs)]
                 if not np.array_equal(value, TABLE[node.op].dense(node, told)):
                     raise SnnkitError(f"node '{node.name}': charge is not conserved")
@@ -228,15 +227,6 @@ def _events(machine: Machine, schedule: Schedule) -> None:
     for node in machine.graph.of("spike"):
         while machine.fire(node):
             _deliver_all(machine)
-
-
-def spike_levels(graph: Graph) -> dict[str, int]:
-    """Layer of each spike node: the most spike nodes on a way from an input to it."""
-    level: dict[str, int] = {}
-    for node in graph.nodes:
-        below = max((level[s] for s in node.inputs), default=0)
-        level[node.name] = below + (node.op == "spike")
-    return {n.name: level[n.name] - 1 for n in graph.of("spike")}
 
 
 def _steps(machine: Machine, schedule: Schedule) -> Ints:

@@ -56,6 +56,15 @@ def as_feed(node: Node) -> Node:
     return replace(node, op="input", inputs=(), params={}, attrs={})
 
 
+def spike_levels(graph: Graph) -> dict[str, int]:
+    """Layer of each spike node of a one-shot graph: most spike nodes on a way from an input to it."""
+    level: dict[str, int] = {}
+    for node in graph.nodes:
+        below = max((level[s] for s in node.inputs), default=0)
+        level[node.name] = below + (node.op == "spike")
+    return {n.name: level[n.name] - 1 for n in graph.of("spike")}
+
+
 def most_steps(graph: Graph) -> int:
     """For how many steps the bounds of the graph's nodes are proved."""
     proved = [int(n.attrs["steps"]) for n in graph.of(*STATEFUL) if "steps" in n.attrs]
