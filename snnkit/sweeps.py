@@ -57,7 +57,7 @@ def as_feed(node: Node) -> Node:
 
 
 def spike_levels(graph: Graph) -> dict[str, int]:
-    """Layer of each spike node of a one-shot graph: most spike nodes on a way from an input to it."""
+    """Layer of each spike node of a one-shot graph: most spike nodes on a way to it, less one."""
     level: dict[str, int] = {}
     for node in graph.nodes:
         below = max((level[s] for s in node.inputs), default=0)

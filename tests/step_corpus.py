@@ -107,9 +107,12 @@ class _StepBuilder(_Builder):
         if direction and self.kind != "lif":
             waiting = [self.latch(earlier) for _ in range(self.integer(1, 2))]
             heads += waiting
-        for _ in range(self.integer(2, 3)):
+        for i in range(self.integer(2, 3)):
             grown = self.layer(self.pick(heads))
-            if self.rng.random() < 0.5:
+            if waiting and i == 0:
+                # a latch that nobody reads would be no recurrence
+                grown = self.join(grown, waiting[0])
+            elif self.rng.random() < 0.5:
                 grown = self.join(grown, self.pick(heads))
             if self.rng.random() < 0.3:
                 grown = self.times(grown, self.pick(heads))
