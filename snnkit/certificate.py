@@ -3,7 +3,8 @@
 Compared with the plain definition (`snnkit.reference.dense`) are
 (a) onnxruntime on the file itself, outputs bit for bit;
 (b) onnxruntime on the same nodes with every spiking neuron exposed;
-(c) every backend in every mode.
+(c) every backend in every mode; a step graph both with windows that start at rest and with
+    windows that carry on from the last. Of a step graph every neuron is compared at every step.
 The step float -> integer is not part of it: `quantisation` reports it beside the certificate.
 """
 
@@ -22,13 +23,15 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from snnkit.backends import MODES, available, compile, get
-from snnkit.boundary import as_inputs, dequantise, quantise
+from snnkit.boundary import as_inputs, quantise, read_out, take_samples
 from snnkit.errors import BackendMissing, UsageError
 from snnkit.files import to_bytes
-from snnkit.graph import Graph
+from snnkit.graph import Boundary, Graph, Node
 from snnkit.onnx_writer import emit_recording
 from snnkit.ops.op import Ints
-from snnkit.reference import dense, fan_out
+from snnkit.ops.state import membrane_bound
+from snnkit.ops.synapses import fan_out
+from snnkit.reference import dense
 
 Array = npt.NDArray[Any]
 CHUNK_UNITS = 2**24
@@ -51,14 +54,16 @@ class Difference:
 class Certificate:
     """What was compared, what differed, and what the network did meanwhile.
 
-    neurons_compared counts (neuron, sample, execution) triples; neurons_different those that
-    differ; outputs_different the output values whose bits differ. `layers` has one entry per
-    spiking layer, `executions` one per onnxruntime run, backend and mode.
+    neurons_compared counts (neuron, sample, execution) triples, in a step graph once per step;
+    neurons_different those that differ; outputs_different the output values whose bits differ.
+    `layers` has one entry per spiking layer, `executions` one per onnxruntime run, backend and
+    mode. steps : T of a step graph, else 0; synaptic operations, spikes and MACs are sums over T.
     """
 
     digest: str
     samples: int
     samples_sha256: str
+    steps: int = 0
     neurons_per_sample: int = 0
     neurons_compared: int = 0
     neurons_different: int = 0
@@ -107,21 +112,22 @@ def verify(
     Returns a Certificate; `passed` says whether nothing differs. Raises BadCalibration.
     """
     x = as_inputs(graph, samples)
-    count = len(next(iter(x.values())))
+    first = graph.inputs[0]
+    count = x[first.name].shape[first.batch]
     if labels is not None and np.shape(labels) != (count,):
         raise UsageError(f"labels of shape {np.shape(labels)}; expected ({count},)")
     unknown = [m for m in modes if m not in MODES] + [b for b in backends if b not in available()]
     if unknown:
         raise UsageError(f"'{unknown[0]}' is neither a mode nor a backend")
     session = _Session(graph, x, backends, modes, seed)
-    units = sum(n.units for n in graph.nodes)
+    units = sum(n.units * session.times(n) for n in graph.nodes)
     size = int(np.clip(CHUNK_UNITS // max(1, units), 1, 256))
     outputs: dict[str, list[Array]] = {b.name: [] for b in graph.outputs}
     for start in range(0, count, size):
         for name, value in session.compare(start, min(start + size, count)).items():
             outputs[name].append(value)
     certificate = session.finish()
-    joined = {name: np.concatenate(parts) for name, parts in outputs.items()}
+    joined = {b.name: np.concatenate(outputs[b.name], axis=b.batch) for b in graph.outputs}
     certificate.quantisation = quantisation_error(graph, x, joined, labels, source)
     return certificate
 
@@ -138,15 +144,19 @@ class _Session:
         seed: int,
     ):
         self.graph, self.x, self.seed = graph, x, seed
-        self.watched = [n for n in graph.nodes if n.op in ("spike", "readout")]
+        self.watched = graph.of("spike", "lif", "readout")
         digest = hashlib.sha256()
         for name in sorted(x):
             digest.update(name.encode() + np.ascontiguousarray(x[name]).tobytes())
-        count = len(next(iter(x.values())))
-        self.report = Certificate(graph.digest, count, digest.hexdigest())
+        first = graph.inputs[0]
+        count = x[first.name].shape[first.batch]
+        timed = [x[b.name].shape[b.time] for b in graph.inputs if b.time is not None]
+        steps = int(graph.steps or (timed[0] if timed else 0))
+        self.report = Certificate(graph.digest, count, digest.hexdigest(), steps)
         self.report.neurons_per_sample = sum(n.units for n in self.watched)
-        self.fired = {n.name: np.zeros(2, np.int64) for n in graph.of("spike")}
-        self.programs = {}
+        self.fired = {n.name: np.zeros(2, np.int64) for n in graph.of("spike", "lif")}
+        self.programs: dict[str, tuple[Any, dict[str, Any]]] = {}
+        carries = {"": False, ", carried": True} if graph.sweeps else {"": False}
         for name in backends:
             try:
                 get(name)
@@ -154,17 +164,25 @@ class _Session:
                 self.report.skipped[name] = str(error)
                 continue
             program = compile(graph, name)
-            self.programs.update({f"{name} {mode}": (program, mode) for mode in modes})
+            for mode in modes:
+                for suffix, carry in carries.items():
+                    how = {"mode": mode, "carry": carry} if carry else {"mode": mode}
+                    self.programs[f"{name} {mode}{suffix}"] = (program, how)
         self._open_onnxruntime()
+
+    def times(self, node: Node) -> int:
+        """How often the node is evaluated for one sample."""
+        return self.report.steps if self.graph.direction(node.name) else 1
 
     def _open_onnxruntime(self) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         names = [n.name for n in self.watched]
         recording, self.tensors = emit_recording(self.graph, names)
-        dims = self.graph.inputs[0].dims
+        first = self.graph.inputs[0]
+        size = first.dims[first.batch]
         # a large fixed batch would have to be filled up: then the batch axis is left free
-        self.batch = int(dims[0]) if isinstance(dims[0], int) else 0
+        self.batch = size if isinstance(size, int) else 0
         plain = to_bytes(self.graph)
         if self.batch > 64:
             plain, self.batch = emit_recording(self.graph, [])[0].SerializeToString(), 0
@@ -175,11 +193,11 @@ class _Session:
     def compare(self, start: int, stop: int) -> dict[str, Array]:
         """Compare samples start..stop; returns the outputs of the definition."""
         graph = self.graph
-        x = {name: a[start:stop] for name, a in self.x.items()}
+        x = self._take(self.x, slice(start, stop))
         counts = {b.node: quantise(b, graph.node[b.node], x[b.name]) for b in graph.inputs}
         values = dense(graph, counts)
-        outputs = {b.name: dequantise(b, values[b.node]) for b in graph.outputs}
-        for n in graph.of("spike"):
+        outputs = {b.name: read_out(graph, b, values[b.node]) for b in graph.outputs}
+        for n in graph.of("spike", "lif"):
             v = values[n.name]
             self.fired[n.name] += [int((v > 0).sum()), int((v < 0).sum())]
             self.report.minimum_spikes += int(np.abs(v).sum())
@@ -190,25 +208,33 @@ class _Session:
             self._check("onnxruntime, all neurons", n.name, raw, values[n.name], start)
         self._check_outputs("onnxruntime, the file", self._run_file(x), outputs, start)
         names = [n.name for n in self.watched]
-        for title, (program, mode) in self.programs.items():
-            result = program.run(x, mode=mode, record=names, seed=self.seed)
+        for title, (program, how) in self.programs.items():
+            result = program.run(x, record=names, seed=self.seed, **how)
             for name in names:
                 self._check(title, name, result.counts[name], values[name], start)
             self._check_outputs(title, result.outputs, outputs, start)
-            self._note(title, result)
+            self._note(title, how["mode"], result)
         return outputs
+
+    def _take(self, x: Mapping[str, Array], chosen: Any) -> dict[str, Array]:
+        return {b.name: take_samples(b, x[b.name], chosen) for b in self.graph.inputs}
 
     def _run_file(self, x: dict[str, Array]) -> dict[str, Array]:
         names = [b.name for b in self.graph.outputs]
         if not self.batch:
             return dict(zip(names, self.file.run(names, x), strict=True))
-        count = len(next(iter(x.values())))
-        parts = []
+        first = self.graph.inputs[0]
+        count, parts = x[first.name].shape[first.batch], []
         for at in range(0, count, self.batch):
             index = np.minimum(np.arange(at, at + self.batch), count - 1)
-            values = self.file.run(names, {k: v[index] for k, v in x.items()})
-            parts.append([v[: min(self.batch, count - at)] for v in values])
-        return {n: np.concatenate([p[i] for p in parts]) for i, n in enumerate(names)}
+            values = self.file.run(names, self._take(x, index))
+            real = slice(0, min(self.batch, count - at))
+            found = zip(self.graph.outputs, values, strict=True)
+            parts.append([take_samples(b, v, real) for b, v in found])
+        return {
+            b.name: np.concatenate([p[i] for p in parts], axis=b.batch)
+            for i, b in enumerate(self.graph.outputs)
+        }
 
     def _check(self, title: str, node: str, found: Ints, expected: Ints, start: int) -> None:
         entry = self.report.executions.setdefault(title, {"compared": 0, "different": 0})
@@ -228,16 +254,15 @@ class _Session:
         for b in self.graph.outputs:
             if any(step["op"] != "ArgMax" for step in b.post):
                 continue  # float arithmetic behind the last integer; that integer is compared
-            wrong = _bits(found[b.name]) != _bits(expected[b.name])
+            left, right = (np.moveaxis(y[b.name], b.batch, 0) for y in (found, expected))
+            wrong = _bits(left) != _bits(right)
             self.report.outputs_compared += int(wrong.size)
             self.report.outputs_different += int(wrong.sum())
             if wrong.any() and self.report.first_difference is None:
                 at = np.argwhere(wrong)[0]
-                self.report.first_difference = _difference(
-                    title, b.name, at, start, found[b.name], expected[b.name]
-                )
+                self.report.first_difference = _difference(title, b.name, at, start, left, right)
 
-    def _note(self, title: str, result: Any) -> None:
+    def _note(self, title: str, mode: str, result: Any) -> None:
         entry = self.report.executions[title]
         spikes = {k: v.sum(axis=0) for k, v in result.spikes.items()}
         total = entry.setdefault("spikes", {k: [0, 0] for k in spikes})
@@ -246,7 +271,7 @@ class _Session:
         synops = sum(int(v.sum()) for v in result.synops.values())
         entry["synops"] = entry.get("synops", 0) + synops
         entry["seconds"] = entry.get("seconds", 0.0) + result.seconds
-        if title.endswith(" steps"):
+        if mode == "steps":
             entry["most_steps"] = max(entry.get("most_steps", 0), int(result.steps.max()))
             entry["all_steps"] = entry.get("all_steps", 0) + int(result.steps.sum())
 
@@ -254,10 +279,10 @@ class _Session:
         report, graph = self.report, self.graph
         for name, fired in self.fired.items():
             n = graph.node[name]
-            total = n.units * report.samples
+            total = n.units * report.samples * self.times(n)
             report.layers[name] = {
                 "neurons": n.units,
-                "staircase": n.attrs["kind"],
+                "staircase": n.attrs["kind"] if n.op == "spike" else f"{n.op} {n.attrs['kind']}",
                 "range": [n.lo, n.hi],
                 "share_positive": float(fired[0] / total),
                 "share_negative": float(fired[1] / total),
@@ -265,11 +290,13 @@ class _Session:
             if not fired.any():
                 report.silent_layers.append(name)
         for n in graph.nodes:
-            if n.op in ("conv", "linear", "add", "sum_pool", "spike", "readout"):
+            if n.op not in ("input", "route", "max_pool"):
                 fits = {"below_2_23": n.peak < 2**23, "below_2_24": n.peak < 2**24}
                 report.bounds[n.name] = {"bound": n.peak, **fits}
+            if n.op == "lif":
+                report.bounds[n.name]["membrane"] = membrane_bound(n.attrs, n.params, n.peak)
         for n in graph.of("conv", "linear"):
-            report.dense_macs += dense_macs(graph, n.name)
+            report.dense_macs += dense_macs(graph, n.name) * self.times(n)
         for entry in report.executions.values():
             if "all_steps" in entry:
                 entry["mean_steps"] = entry.pop("all_steps") / report.samples
@@ -279,9 +306,9 @@ class _Session:
 
 
 def dense_macs(graph: Graph, name: str) -> int:
-    """Multiply-accumulates of a conv or linear node for one sample, without padding."""
+    """Multiply-accumulates of a conv or linear node for one sample (and step), without padding."""
     node = graph.node[name]
-    return int(fan_out(graph, node).sum())
+    return int(fan_out(node, graph.node[node.inputs[0]]).sum())
 
 
 def _difference(
@@ -308,7 +335,7 @@ def quantisation_error(
     """How the integer network differs from the float model: measured, never called zero."""
     found: dict[str, Any] = {}
     name = graph.outputs[0].name
-    classes = _classes(outputs[name])
+    classes = _classes(graph.outputs[0], outputs[name])
     if labels is not None and classes is not None:
         found["accuracy"] = float((classes == np.asarray(labels)).mean())
     if source is None:
@@ -323,7 +350,7 @@ def quantisation_error(
     gap = np.abs(floats.astype(np.float64) - outputs[name].astype(np.float64))
     found["largest_output_gap"] = float(gap.max())
     found["mean_output_gap"] = float(gap.mean())
-    predicted = _classes(floats)
+    predicted = _classes(graph.outputs[0], floats)
     if predicted is not None and classes is not None:
         found["agreement"] = float((predicted == classes).mean())
         if labels is not None:
@@ -331,8 +358,10 @@ def quantisation_error(
     return found
 
 
-def _classes(y: Array) -> Array | None:
-    flat = y.reshape(len(y), -1)
+def _classes(b: Boundary, y: Array) -> Array | None:
+    if b.time is not None:
+        return None
+    flat = np.moveaxis(y, b.batch, 0).reshape(y.shape[b.batch], -1)
     if y.dtype.kind == "i":
         return flat[:, 0] if flat.shape[1] == 1 else None
     return flat.argmax(axis=1) if flat.shape[1] > 1 else None

@@ -139,7 +139,7 @@ def _run(a: argparse.Namespace) -> int:
         _write_arrays(a.output, single if len(outputs) == 1 else outputs)
     if a.record:
         _write_arrays(a.record, dict(result.counts))
-    count = len(single)
+    count = len(result.steps)
     spikes = {k: [int(n) for n in v.sum(axis=0)] for k, v in result.spikes.items()}
     synops = sum(int(v.sum()) for v in result.synops.values())
     data = {

@@ -188,6 +188,10 @@ def _rebuild(text: str, tensors: dict[str, TensorProto], where: str) -> Graph:
         inputs = tuple(_rebuild_boundary(e, nodes, tensors, where) for e in content["inputs"])
         outputs = tuple(_rebuild_boundary(e, nodes, tensors, where) for e in content["outputs"])
         meta = {str(k): str(v) for k, v in content["meta"].items()}
+        # a one-shot graph has no entries about time
+        sweeps = tuple(tuple(pair) for pair in content.get("sweeps", ()))
+        steps = content.get("steps", 0)
+        latches = {str(k): str(v) for k, v in content.get("latches", {}).items()}
     except SnnkitError:
         raise
     except json.JSONDecodeError as error:
@@ -196,7 +200,7 @@ def _rebuild(text: str, tensors: dict[str, TensorProto], where: str) -> Graph:
         raise MalformedGraph(
             f"{where}: the graph's description is incomplete: {error!r}"
         ) from error
-    return Graph(tuple(nodes.values()), inputs, outputs, meta)
+    return Graph(tuple(nodes.values()), inputs, outputs, meta, sweeps, steps, latches)
 
 
 def _rebuild_node(
@@ -249,4 +253,6 @@ def _rebuild_boundary(
         scale=arrays["scale"],
         offset=arrays["offset"],
         post=tuple(dict(step) for step in entry["post"]),
+        batch=entry.get("batch", 0),
+        time=entry.get("time"),
     )

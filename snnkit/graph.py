@@ -3,6 +3,23 @@
 The quantised network and the spiking network are the same object. Read densely, a spike node is
 S = staircase(A); read in time, it is a bipolar integrate-and-fire neuron whose unique quiescent
 state is that S. Every value between two nodes is an integer. The ops are in `snnkit.ops.TABLE`.
+
+Time. A *step graph* runs once per step t = 0..T-1. `Graph.sweeps` cuts its nodes, in order, into
+sweeps (number of nodes, direction): +1 takes the steps from first to last, -1 from last to first,
+0 happens once, after the sweeps before it. A node reads
+
+* nodes of its own sweep: their value at the same step;
+* nodes of earlier sweeps with a direction: the value at the same step index, or, from a sweep of
+  direction 0, the value at the last step that their sweep took;
+* nodes of earlier sweeps of direction 0: their one value, at every step.
+
+So static work (an image presented at every step, an initial state) is a leading sweep of
+direction 0, done once; stacked or bidirectional recurrence is several sweeps; a head is a last
+sweep of direction 0. One step of a sweep is a *window*, an acyclic one-shot graph. From step to
+step only `latch` (the value of `Graph.latches[name]` at the step before) and `lif` (its membrane
+potential) remember. `Graph.steps` is T, or 0 where T is the length of the inputs' time axis.
+Inputs with a time axis lie in sweeps with a direction, inputs without in sweeps of direction 0.
+No sweeps: a one-shot graph, which is one sweep of direction 0.
 """
 
 from __future__ import annotations
@@ -22,6 +39,7 @@ import numpy.typing as npt
 
 from snnkit.errors import BadShape, FloatArray, InvalidGraph, RangeOverflow, TooLarge, UnknownOp
 from snnkit.ops import TABLE
+from snnkit.sweeps import check_sweeps, parts, window
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 INT32_BOUND = 2**31 - 1
@@ -157,6 +175,9 @@ class Boundary:
     axis; a str is symbolic. scale, offset : float32, scalar or broadcasting against the shape.
     Input: q = clip(rint((x - offset) / scale), lo, hi), rounding half to even.
     Output: y = q * scale, then `post`, a list of (op, axis) among Softmax, LogSoftmax, ArgMax.
+    batch, time : which axes of the tensor (of `dims`) are the batch and the steps; the other axes
+    are the node's shape, in order. time None: an input of a sweep of direction 0, or an output
+    with the value of the last step that its sweep took. An axis in `post` is one of the tensor's.
     """
 
     name: str
@@ -166,16 +187,24 @@ class Boundary:
     scale: npt.NDArray[np.float32]
     offset: npt.NDArray[np.float32]
     post: tuple[Mapping[str, Any], ...] = ()
+    batch: int = 0
+    time: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Nodes in topological order, the boundaries, and where they came from (`meta`, strings)."""
+    """Nodes in topological order, the boundaries, and where they came from (`meta`, strings).
+
+    sweeps : (number of nodes, direction) of each sweep. steps : T, or 0. latches : latch -> source.
+    """
 
     nodes: tuple[Node, ...]
     inputs: tuple[Boundary, ...]
     outputs: tuple[Boundary, ...]
     meta: Mapping[str, str] = field(default_factory=dict)
+    sweeps: tuple[tuple[int, int], ...] = ()
+    steps: int = 0
+    latches: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def node(self) -> Mapping[str, Node]:
@@ -188,6 +217,25 @@ class Graph:
             for source in n.inputs:
                 found[source].append(n.name)
         return MappingProxyType({k: tuple(v) for k, v in found.items()})
+
+    @cached_property
+    def parts(self) -> tuple[tuple[tuple[Node, ...], int], ...]:
+        """(nodes, direction) of each sweep; a one-shot graph is one sweep of direction 0."""
+        return parts(self)
+
+    @cached_property
+    def sweep_of(self) -> Mapping[str, int]:
+        """Number of the sweep that a node lies in."""
+        return MappingProxyType({n.name: k for k, part in enumerate(self.parts) for n in part[0]})
+
+    @cached_property
+    def windows(self) -> tuple[Graph, ...]:
+        """One step of each sweep as a one-shot graph (`snnkit.sweeps.window`)."""
+        return tuple(window(self, k) for k in range(len(self.parts)))
+
+    def direction(self, name: str) -> int:
+        """Direction of the sweep that a node lies in."""
+        return self.parts[self.sweep_of[name]][1]
 
     def of(self, *ops: str) -> tuple[Node, ...]:
         """The nodes of the given ops, in topological order."""
@@ -219,6 +267,7 @@ class Graph:
                 raise InvalidGraph(f"node '{n.name}': shape or bounds do not follow from its op")
             known[n.name] = n
         self._check_boundaries(known)
+        check_sweeps(self)
 
     def _check_boundaries(self, known: Mapping[str, Node]) -> None:
         inputs = [n.name for n in self.nodes if n.op == "input"]
@@ -265,10 +314,18 @@ def _check_boundary(b: Boundary, node: Node) -> None:
         )
     if not b.dims or not all(_is_dim(d) for d in b.dims):
         raise InvalidGraph(f"boundary '{b.name}': dimensions {b.dims}; expected positive ones")
-    if node.op == "input" and tuple(b.dims[1:]) != shape:
+    axes = (b.batch,) if b.time is None else (b.batch, b.time)
+    if not all(type(a) is int and 0 <= a < len(b.dims) for a in axes) or len(set(axes)) < len(axes):
+        raise InvalidGraph(
+            f"boundary '{b.name}': batch axis {b.batch!r}, time axis {b.time!r}; expected two axes "
+            f"of {b.dims}"
+        )
+    rest = tuple(d for i, d in enumerate(b.dims) if i not in axes)
+    if node.op == "input" and rest != shape:
         raise InvalidGraph(f"boundary '{b.name}': dimensions {b.dims} do not match {shape}")
     if len(b.post) > 1:
         raise InvalidGraph(f"boundary '{b.name}': {len(b.post)} float steps; expected one")
+    rank = len(axes) + len(shape)
     for step in b.post:
         if step.get("op") not in ("Softmax", "LogSoftmax", "ArgMax"):
             raise UnknownOp(f"boundary '{b.name}': '{step.get('op')}' cannot follow a readout")
@@ -276,7 +333,8 @@ def _check_boundary(b: Boundary, node: Node) -> None:
         wanted = {"axis", "keepdims"} if step["op"] == "ArgMax" else {"axis"}
         fits = set(settings) == wanted and all(_is_int32(v) for v in settings.values())
         fits = fits and settings.get("keepdims", 0) in (0, 1)
-        if not fits or not 1 <= settings["axis"] <= len(shape):
+        # ArgMax may take its axis away: the batch and the steps keep their places in front of it
+        if not fits or not max(axes) < settings["axis"] < rank:
             raise InvalidGraph(f"boundary '{b.name}': {dict(step)}; expected {sorted(wanted)}")
 
 
@@ -286,6 +344,11 @@ def _is_dim(value: Any) -> bool:
 
 def describe(graph: Graph) -> dict[str, Any]:
     """The structure without arrays' content, as plain JSON. The file keeps it; the digest too."""
+    # one-shot graphs are described as they were before there were steps: same bytes, same digests
+    time: dict[str, Any] = {}
+    if graph.sweeps:
+        time["sweeps"] = [list(pair) for pair in graph.sweeps]
+        time["steps"], time["latches"] = graph.steps, dict(sorted(graph.latches.items()))
     return {
         "nodes": [
             {
@@ -300,6 +363,7 @@ def describe(graph: Graph) -> dict[str, Any]:
         "inputs": [_describe_boundary(b) for b in graph.inputs],
         "outputs": [_describe_boundary(b) for b in graph.outputs],
         "meta": dict(sorted(graph.meta.items())),
+        **time,
     }
 
 
@@ -312,6 +376,8 @@ def _describe_boundary(b: Boundary) -> dict[str, Any]:
         "scale": list(b.scale.shape),
         "offset": list(b.offset.shape),
         "post": [dict(sorted(step.items())) for step in b.post],
+        **({"batch": b.batch} if b.batch else {}),
+        **({"time": b.time} if b.time is not None else {}),
     }
 
 

@@ -9,39 +9,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from snnkit.backends import Result, Schedule, finish, recorded
 from snnkit.backends.streaming import RecomputeStream, check_update
-from snnkit.boundary import as_inputs, quantise
+from snnkit.boundary import input_counts
 from snnkit.errors import SnnkitError, UsageError
 from snnkit.graph import Graph, Node
 from snnkit.ops import TABLE
 from snnkit.ops.op import Ints
 from snnkit.ops.spike import ladder_rows
+from snnkit.ops.synapses import fan_out
+from snnkit.sequence import unroll
+from snnkit.sweeps import spike_levels
+
+RESTING = ("input", "spike", "lif")
+"""Zero at rest; all other ops are at rest what their dense rule makes of that."""
 
 STEP_LIMIT = 1_000_000
 """No acyclic network needs so many steps; reaching it is a fault of ours, not of the network."""
 
 
 def dense(graph: Graph, counts: Mapping[str, Ints]) -> dict[str, Ints]:
-    """The quantised network: value of every node, [N, *shape] int64, for input counts by node."""
-    values: dict[str, Ints] = {}
-    for node in graph.nodes:
-        if node.op == "input":
-            values[node.name] = counts[node.name]
-        else:
-            sources = [values[name] for name in node.inputs]
-            values[node.name] = TABLE[node.op].dense(node, sources)
+    """The quantised network: value of every node, int64, for the values of the input nodes.
+
+    [N, *shape]; in a step graph [N, T, *shape] for the nodes of sweeps with a direction.
+    """
+    return unroll(graph, counts, _dense_window)
+
+
+def _dense_window(window: Graph, feeds: Mapping[str, Ints]) -> dict[str, Ints]:
+    values: dict[str, Ints] = dict(feeds)
+    for node in window.nodes:
+        if node.op != "input":
+            values[node.name] = TABLE[node.op].dense(node, [values[s] for s in node.inputs])
     return values
-
-
-def input_counts(graph: Graph, x: Any) -> dict[str, Ints]:
-    """Checked and quantised samples, by input node."""
-    named = as_inputs(graph, x)
-    return {b.node: quantise(b, graph.node[b.node], named[b.name]) for b in graph.inputs}
 
 
 class Neurons:
@@ -103,7 +108,7 @@ class Machine:
         # at rest every tracer is zero, so every value is its own dense rule of zeros
         self.value: dict[str, Ints] = dict(zero)
         for node in graph.nodes:
-            if node.op not in ("input", "spike"):
+            if node.op not in RESTING:
                 sources = [self.value[s] for s in node.inputs]
                 self.value[node.name] = TABLE[node.op].dense(node, sources).astype(np.int64)
         self.told = {
@@ -111,12 +116,18 @@ class Machine:
             for node in graph.nodes
             for port, source in enumerate(node.inputs)
         }
-        self.spikes = {n.name: np.zeros((self.samples, 2), np.int64) for n in graph.of("spike")}
+        neurons = graph.of("spike", "lif")
+        self.spikes = {n.name: np.zeros((self.samples, 2), np.int64) for n in neurons}
         self.synops = {n.name: np.zeros(self.samples, np.int64) for n in graph.of("conv", "linear")}
         self.moved = np.zeros(self.samples, bool)
-        self.fan_out = {n.name: fan_out(graph, n) for n in graph.of("conv", "linear")}
-        for name, x in counts.items():
-            self.value[name] = x
+        self.fan_out = {
+            n.name: fan_out(n, graph.node[n.inputs[0]]) for n in graph.of("conv", "linear")
+        }
+        self.inject(counts)
+
+    def inject(self, counts: Mapping[str, Ints]) -> None:
+        """Give the input nodes these values; consumers will be told the differences."""
+        self.value.update(counts)
 
     def deliver(self, node: Node, mask: Mapping[int, Ints] | None = None) -> None:
         """Tell `node` what changed at its inputs (where `mask`, by port, is 1), and update it."""
@@ -128,7 +139,8 @@ class Machine:
                 change = change * mask[port]
             self.told[source, node.name, port] = self.told[source, node.name, port] + change
             changes.append(change)
-        if not any(c.any() for c in changes):
+        # a lif may fire by its bias alone, without ever being told anything
+        if node.op != "lif" and not any(c.any() for c in changes):
             return
         if node.name in self.synops:
             hit = (changes[0] != 0) * self.fan_out[node.name]
@@ -137,7 +149,11 @@ class Machine:
             self.value[node.name] = self.value[node.name] + op.dense(node, changes, constant=False)
         else:
             seen = [self.told[s, node.name, p] for p, s in enumerate(node.inputs)]
-            self.value[node.name] = op.dense(node, seen)
+            change = op.dense(node, seen) - self.value[node.name]
+            if node.op == "lif":
+                self._tally(node, change)
+            else:
+                self.value[node.name] = self.value[node.name] + change
 
     def charge(self, node: Node) -> Ints:
         """The charge of a spike node: what it has been told."""
@@ -180,29 +196,10 @@ class Machine:
             value = self.value[node.name]
             if value.size and not (node.lo <= value.min() and value.max() <= node.hi):
                 raise SnnkitError(f"node '{node.name}': value leaves {node.lo}..{node.hi}")
-            if node.op not in ("input", "spike"):
+            if node.op not in RESTING:
                 told = [self.told[s, node.name, p] for p, s in enumerate(node.inputs)]
                 if not np.array_equal(value, TABLE[node.op].dense(node, told)):
                     raise SnnkitError(f"node '{node.name}': charge is not conserved")
-
-
-def fan_out(graph: Graph, node: Node) -> Ints:
-    """Synapses that leave each input unit of a conv or linear node (fewer at the border)."""
-    source = graph.node[node.inputs[0]]
-    weight = node.params["weight"]
-    if node.op == "linear":
-        return np.full(source.shape, weight.shape[0], np.int64)
-    group = node.attrs["group"]
-    d = weight.ndim - 2
-    hits = np.ones((1,) * (d + 1), np.int64)
-    for i in range(d):
-        along = np.zeros(source.shape[1 + i], np.int64)
-        for k in range(weight.shape[2 + i]):
-            at = np.arange(node.shape[1 + i]) * node.attrs["strides"][i]
-            at = at + k * node.attrs["dilations"][i] - node.attrs["pads"][i]
-            np.add.at(along, at[(at >= 0) & (at < len(along))], 1)
-        hits = hits * along.reshape((1,) * (1 + i) + (-1,) + (1,) * (d - 1 - i))
-    return np.broadcast_to(hits * (weight.shape[0] // group), source.shape).astype(np.int64)
 
 
 def _settle(machine: Machine, schedule: Schedule) -> None:
@@ -231,15 +228,6 @@ def _events(machine: Machine, schedule: Schedule) -> None:
     for node in machine.graph.of("spike"):
         while machine.fire(node):
             _deliver_all(machine)
-
-
-def spike_levels(graph: Graph) -> dict[str, int]:
-    """Layer of each spike node: the most spike nodes on a way from an input to it."""
-    level: dict[str, int] = {}
-    for node in graph.nodes:
-        below = max((level[s] for s in node.inputs), default=0)
-        level[node.name] = below + (node.op == "spike")
-    return {n.name: level[n.name] - 1 for n in graph.of("spike")}
 
 
 def _steps(machine: Machine, schedule: Schedule) -> Ints:
@@ -305,6 +293,47 @@ def _disturb(machine: Machine, node: Node, rng: np.random.Generator, everything:
     return changed
 
 
+class _Windows:
+    """Runs the windows of one presentation as neurons, and adds up what they did."""
+
+    def __init__(self, graph: Graph, schedule: Schedule, carry: bool, audit: bool, samples: int):
+        self.schedule, self.carry, self.audit = schedule, carry, audit
+        neurons, synapses = graph.of("spike", "lif"), graph.of("conv", "linear")
+        self.spikes = {n.name: np.zeros((samples, 2), np.int64) for n in neurons}
+        self.synops = {n.name: np.zeros(samples, np.int64) for n in synapses}
+        self.steps = np.zeros(samples, np.int64)
+        self.ran = 0
+        self.kept: dict[tuple[str, ...], Machine] = {}
+
+    def __call__(self, window: Graph, feeds: Mapping[str, Ints]) -> Mapping[str, Ints]:
+        machine = self._machine(window, feeds)
+        # every window of mode fuzz has an order of its own
+        schedule = replace(self.schedule, seed=self.schedule.seed + self.ran)
+        self.ran += 1
+        if schedule.mode == "steps":
+            self.steps += _steps(machine, schedule)
+        else:
+            {"settle": _settle, "events": _events, "fuzz": _fuzz}[schedule.mode](machine, schedule)
+        if self.audit:
+            machine.audit()
+        for total, found in ((self.spikes, machine.spikes), (self.synops, machine.synops)):
+            for name in found:
+                total[name] += found[name]
+                found[name] = np.zeros_like(found[name])
+        return dict(machine.value)
+
+    def _machine(self, window: Graph, feeds: Mapping[str, Ints]) -> Machine:
+        """At rest; or, with `carry`, as the last window of the same sweep left it."""
+        if not self.carry:
+            return Machine(window, feeds)
+        key = tuple(n.name for n in window.nodes)
+        if key in self.kept:
+            self.kept[key].inject(feeds)
+        else:
+            self.kept[key] = Machine(window, feeds)
+        return self.kept[key]
+
+
 class ReferenceProgram:
     """Runs a graph by its definition. For tests and small networks."""
 
@@ -320,36 +349,33 @@ class ReferenceProgram:
         seed: int = 0,
         delay: int = 1,
         phase: int = 0,
+        carry: bool = False,
         audit: bool = False,
     ) -> Result:
-        """As `snnkit.backends.Program.run`; `audit` also checks the invariants at the end."""
+        """As `snnkit.backends.Program.run`; `audit` also checks the invariants after a window."""
+        graph = self.graph
         schedule = Schedule(mode, seed, delay, phase)
-        names = recorded(self.graph, record)
+        names = recorded(graph, record)
         start = time.perf_counter()
-        counts = input_counts(self.graph, x)
-        machine = Machine(self.graph, counts)
-        steps = np.zeros(machine.samples, np.int64)
-        if mode == "steps":
-            steps = _steps(machine, schedule)
-        else:
-            {"settle": _settle, "events": _events, "fuzz": _fuzz}[mode](machine, schedule)
+        counts = input_counts(graph, x)
+        samples = len(next(iter(counts.values())))
+        windows = _Windows(graph, schedule, carry, audit, samples)
+        values = unroll(graph, counts, windows)
         seconds = time.perf_counter() - start
-        if audit:
-            machine.audit()
         return Result(
-            outputs=finish(self.graph, machine.value),
-            counts={name: machine.value[name] for name in names},
-            spikes=machine.spikes,
-            synops=machine.synops,
-            steps=steps,
+            outputs=finish(graph, values),
+            counts={name: values[name] for name in names},
+            spikes=windows.spikes,
+            synops=windows.synops,
+            steps=windows.steps,
             seconds=seconds,
             backend="reference",
-            digest=self.graph.digest,
+            digest=graph.digest,
         )
 
     def stream(self, update: str = "auto") -> RecomputeStream:
         """As `snnkit.backends.Program.stream`, by running the whole window after each packet."""
-        check_update(update)
+        check_update(self.graph, update)
         if update == "incremental":
             raise UsageError("update 'incremental'; the reference recomputes every packet")
         return RecomputeStream(self, [("", "the reference computes every packet anew")])

@@ -50,13 +50,14 @@ def describe_graph(graph: Graph) -> dict[str, Any]:
     ]
     return {
         "digest": graph.digest,
-        "neurons": sum(n.units for n in graph.of("spike")),
+        "neurons": sum(n.units for n in graph.of("spike", "lif")),
         "synapses": sum(int(np.prod(n.params["weight"].shape)) for n in graph.of("conv", "linear")),
         "macs": sum(dense_macs(graph, n.name) for n in graph.of("conv", "linear")),
         "inputs": [_port(b) for b in graph.inputs],
         "outputs": [_port(b) for b in graph.outputs],
         "meta": dict(graph.meta),
         "layers": layers,
+        **({"sweeps": graph.sweeps, "steps": graph.steps} if graph.sweeps else {}),
     }
 
 
@@ -68,7 +69,11 @@ def _port(b: Any) -> dict[str, Any]:
         "scale": b.scale.reshape(-1).tolist(),
         "offset": b.offset.reshape(-1).tolist(),
         "post": [dict(step) for step in b.post],
+        **({} if b.time is None else {"time": b.time}),
     }
+
+
+_ORDERS = {1: "forwards", -1: "backwards", 0: "once"}
 
 
 def info_text(info: dict[str, Any]) -> str:
@@ -88,6 +93,10 @@ def info_text(info: dict[str, Any]) -> str:
         f"{info['neurons']:,} spiking neurons, {info['synapses']:,} weights, "
         f"{info['macs']:,} MACs dense"
     )
+    if "sweeps" in info:
+        parts = ", ".join(f"{count} nodes {_ORDERS[at]}" for count, at in info["sweeps"])
+        steps = f"{info['steps']} steps" if info["steps"] else "as many steps as the input has"
+        lines.append(f"{steps}: {parts}; MACs are those of one step")
     lines += [f"{key}: {value}" for key, value in info["meta"].items()]
     lines.append(f"digest: {info['digest']}")
     return "\n".join(lines)

@@ -61,10 +61,13 @@ class Result:
 
     outputs : by output name, [N, ...] float, the same bits as onnxruntime on the file, except
     behind Softmax and LogSoftmax, whose float arithmetic differs (compare `counts` there).
-    counts : by node name, [N, *shape] int64, for every node that was asked for.
-    spikes : by spike node, [N, 2] int64: unit spikes fired, +1 and -1 (a graded spike of size k
-    counts k). synops : by conv and linear node, [N] int64: messages times synapses they crossed.
-    steps : [N] int64, the last step in which a neuron moved (mode steps), else 0.
+    counts : by node name, [N, *shape] int64, for every node that was asked for; in a step graph
+    [N, T, *shape] for the nodes of sweeps with a direction.
+    spikes : by spike and lif node, [N, 2] int64: unit spikes fired, +1 and -1 (a graded spike of
+    size k counts k). synops : by conv and linear node, [N] int64: messages times synapses they
+    crossed. Both are sums over the steps of a step graph.
+    steps : [N] int64, the last step in which a neuron moved (mode steps), else 0. In a step graph,
+    the sum over its windows: these are the steps in which a window settles, not its T.
     seconds : wall time, quantisation of the input included, compilation not.
     """
 
@@ -133,9 +136,14 @@ class Program(Protocol):
         seed: int = 0,
         delay: int = 1,
         phase: int = 0,
+        carry: bool = False,
     ) -> Result:
         """Present samples x, [N, *shape] or a mapping by input name. `record` names nodes whose
-        values to keep, or is ("spike",) / ("all",) for all spiking nodes / all nodes."""
+        values to keep, or is ("spike",) / ("all",) for all spiking nodes / all nodes.
+
+        In a step graph every window settles in the given mode. carry False: each window starts at
+        rest. True: tracers and charges are kept from step to step, and only the differences of
+        inputs and latches are injected. The integers are the same, the work differs."""
 
     def stream(self, update: str = "auto") -> Stream:
         """A new stream at the zero input. `update`: "auto" chooses packet by packet between
@@ -197,7 +205,7 @@ def recorded(graph: Graph, record: Sequence[str]) -> tuple[str, ...]:
     if tuple(record) == ("all",):
         return tuple(n.name for n in graph.nodes)
     if tuple(record) == ("spike",):
-        return tuple(n.name for n in graph.of("spike"))
+        return tuple(n.name for n in graph.of("spike", "lif"))
     unknown = [name for name in record if name not in graph.node]
     if unknown:
         raise UsageError(f"record: no node '{unknown[0]}'; expected names of nodes, spike or all")
@@ -208,6 +216,6 @@ def finish(
     graph: Graph, readouts: Mapping[str, npt.NDArray[np.int64]]
 ) -> Mapping[str, npt.NDArray[Any]]:
     """Float outputs by name from the integer values of the readout nodes."""
-    from snnkit.boundary import dequantise
+    from snnkit.boundary import read_out
 
-    return MappingProxyType({b.name: dequantise(b, readouts[b.node]) for b in graph.outputs})
+    return MappingProxyType({b.name: read_out(graph, b, readouts[b.node]) for b in graph.outputs})

@@ -176,9 +176,15 @@ def _columns(what: str, events: Any) -> dict[str, Array]:
     return {field: events[field] for field in FIELDS}
 
 
-def check_update(update: str) -> None:
+def check_update(graph: Graph, update: str) -> None:
+    """Raise UsageError where `graph` cannot be streamed, or not updated in that way."""
     if update not in UPDATES:
         raise UsageError(f"update {update!r}; expected one of {', '.join(UPDATES)}")
+    if graph.sweeps:
+        raise UsageError(
+            "stream: this network runs once per step of a sequence; expected one without steps: "
+            "give whole sequences to `run`"
+        )
 
 
 class RecomputeStream:

@@ -1,4 +1,4 @@
-"""add: several values on one integer grid."""
+"""add: several values on one integer grid. product: two values, unit by unit."""
 
 from __future__ import annotations
 
@@ -77,3 +77,36 @@ class Add(Op):
 
     def store(self, name: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return value
+
+
+class Product(Op):
+    """A = x0 * x1, unit by unit. The inputs broadcast against each other; same rank.
+
+    Not linear: it keeps tracers of both inputs and sends the difference of their product (P3).
+    """
+
+    name = "product"
+    arity = 2
+
+    def shape(self, attrs: Attrs, params: Params, inputs: Sequence[Shape]) -> Shape:
+        try:
+            shape = np.broadcast_shapes(*inputs)
+        except ValueError:
+            shape = ()
+        if any(len(s) != len(shape) for s in inputs):
+            raise BadShape(f"product of inputs {list(inputs)} does not broadcast to one shape")
+        return shape
+
+    def bounds(
+        self, attrs: Attrs, params: Params, inputs: Sequence[Bounds], shapes: Sequence[Shape]
+    ) -> tuple[int, int, int]:
+        corners = [a * b for a in inputs[0] for b in inputs[1]]
+        low, high = min(0, *corners), max(0, *corners)
+        return low, high, max(-low, high)
+
+    def dense(self, node: Node, xs: Sequence[Ints], constant: bool = True) -> Ints:
+        return xs[0] * xs[1]
+
+    def emit(self, node: Node, writer: Writer) -> None:
+        words = [writer.word(writer.source(node, i)) for i in range(2)]
+        writer.is_word(node, writer.emit("Mul", words, f"{node.name}.product"))

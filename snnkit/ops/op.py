@@ -41,6 +41,12 @@ class Writer(Protocol):
     ) -> str:
         """One ONNX node; returns `output`."""
 
+    def state(self, node: Node) -> str:
+        """Tensor holding what the stateful `node` remembers from the step before."""
+
+    def emit_stateful(self, op: str, inputs: Sequence[str], output: str, node: Node) -> str:
+        """A call of the function `op` that gives the value of `node` and its next state."""
+
     def is_byte(self, node: Node, tensor: str) -> None:
         """Declare that `tensor` holds the node's value minus its lower bound, as uint8."""
 

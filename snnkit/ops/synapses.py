@@ -87,6 +87,25 @@ def _reach(weight: npt.NDArray[Any], source: Bounds) -> tuple[int, int, int]:
     return lo, hi, int((positive - negative).max()) * max(-low, high)
 
 
+def fan_out(node: Node, source: Node) -> Ints:
+    """Synapses that leave each unit of `source`, the input of a conv or linear node (fewer at the
+    border)."""
+    weight = node.params["weight"]
+    if node.op == "linear":
+        return np.full(source.shape, weight.shape[0], np.int64)
+    group = node.attrs["group"]
+    d = weight.ndim - 2
+    hits = np.ones((1,) * (d + 1), np.int64)
+    for i in range(d):
+        along = np.zeros(source.shape[1 + i], np.int64)
+        for k in range(weight.shape[2 + i]):
+            at = np.arange(node.shape[1 + i]) * node.attrs["strides"][i]
+            at = at + k * node.attrs["dilations"][i] - node.attrs["pads"][i]
+            np.add.at(along, at[(at >= 0) & (at < len(along))], 1)
+        hits = hits * along.reshape((1,) * (1 + i) + (-1,) + (1,) * (d - 1 - i))
+    return np.broadcast_to(hits * (weight.shape[0] // group), source.shape).astype(np.int64)
+
+
 class Conv(Op):
     """A[o] = sum over (i, k) of weight[o, i, k] * x[i, position * stride + k * dilation - pad].
 

@@ -22,11 +22,11 @@ from numba import njit
 Array = npt.NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
-INPUT, SYNAPSE, SUM, WEIGHTED, MAX, UNIFORM, LADDER, READOUT = range(8)
-"""Kinds of nodes."""
+INPUT, SYNAPSE, SUM, WEIGHTED, MAX, UNIFORM, LADDER, READOUT, PRODUCT, LIF, LATCH = range(11)
+"""Kinds of nodes. An INPUT is given from outside at every step, a LATCH is kept by the engine."""
 
 SETTLE, EVENTS, STEPS, FUZZ = range(4)
-MODE, SEED, DELAY, PHASE, LAST_STEP = range(5)
+MODE, SEED, DELAY, PHASE, LAST_STEP, DIRECTION, CARRY = range(7)
 """Entries of `how`."""
 
 (
@@ -41,9 +41,11 @@ MODE, SEED, DELAY, PHASE, LAST_STEP = range(5)
     FIRST, INDEX, MULTIPLIER,
     # neurons; BIAS also of readouts
     BIAS, THETA, LO, HI, LEVEL, CELL, LADDER_ROW, THRESHOLDS, VALUES, STEPS_OF_ROW,
-) = range(37)  # fmt: skip
-FIELDS = 37
-"""Columns of `Net.nodes`. Positions in `ints`, `weights` and the state are absolute."""
+    # leaky neurons: leak, gain, bias, theta and reset of all units, one after the other
+    WIDE, SHIFT, HARD, MEMBRANE,
+) = range(41)  # fmt: skip
+FIELDS = 41
+"""Columns of `Net.nodes`. Positions in `ints`, `wides`, `weights` and the state are absolute."""
 
 PLUS, MINUS, SYNOPS = range(3)
 """Columns of a sample's tally."""
@@ -61,7 +63,9 @@ class Net(NamedTuple):
     nodes: Array  # int64 [node, field]
     ints: Array  # int32
     weights: Array  # int8
+    wides: Array  # int64
     rest: Array  # int32, the state before any input
+    membrane: Array  # int64, the membrane potentials before the first step
 
 
 class Work(NamedTuple):
@@ -72,6 +76,15 @@ class Work(NamedTuple):
     tally: Array  # int64 [node, 3]
     portion: Array  # int64 [1]: how many tenths of the messages and spikes happen now
     random: Array  # uint64 [1]
+    membrane: Array  # int64, between two steps
+    latched: Array  # int32, what the latches hold, between two steps
+
+
+class Latches(NamedTuple):
+    """Which nodes of a window are latches, and what they take up at the barrier."""
+
+    rows: Array  # int64 [latch, 3]: node, and begin and end of its block in `take` and `latched`
+    take: Array  # int32: the place in the state that each unit takes up
 
 
 def kernel(function: F) -> F:
@@ -203,6 +216,8 @@ def recompute(net: Net, work: Work, n: int) -> bool:
     kind, units = p[KIND], p[UNITS]
     value = state[p[VALUE] : p[VALUE] + units]
     differs = 0
+    if kind == LIF:
+        return fire_leaky(net, work, n)
     if kind == READOUT:
         source, bias = state[p[SOURCE] : p[SOURCE] + units], net.ints[p[BIAS] : p[BIAS] + units]
         for u in range(units):
@@ -218,6 +233,8 @@ def recompute(net: Net, work: Work, n: int) -> bool:
             new = np.int64(state[index[begin]])
             for i in range(begin + 1, end):
                 new = max(new, np.int64(state[index[i]]))
+        elif kind == PRODUCT:
+            new = np.int64(state[index[begin]]) * np.int64(state[index[begin + 1]])
         elif kind == WEIGHTED:
             new = np.int64(0)
             for i in range(begin, end):
@@ -229,6 +246,51 @@ def recompute(net: Net, work: Work, n: int) -> bool:
         differs |= new ^ value[u]
         value[u] = new
     return differs != 0
+
+
+@kernel
+def integrated(net: Net, work: Work, n: int, u: int) -> Any:
+    """What the membrane potential of leaky neuron u is before its reset."""
+    p, units = net.nodes[n], net.nodes[n, UNITS]
+    at = p[WIDE] + u
+    charge = np.int64(work.state[p[SOURCE] + u])
+    leaked = (work.membrane[p[MEMBRANE] + u] * net.wides[at]) >> p[SHIFT]
+    return leaked + net.wides[at + units] * charge + net.wides[at + 2 * units]
+
+
+@kernel
+def fire_leaky(net: Net, work: Work, n: int) -> bool:
+    """Leaky neurons correct their spikes of this step after their charge; False if none has to."""
+    p, units = net.nodes[n], net.nodes[n, UNITS]
+    value = work.state[p[VALUE] : p[VALUE] + units]
+    theta = net.wides[p[WIDE] + 3 * units : p[WIDE] + 4 * units]
+    plus = minus = 0
+    for u in range(units):
+        new = np.int32(integrated(net, work, n, u) >= theta[u])
+        plus += new > value[u]
+        minus += new < value[u]
+        value[u] = new
+    work.tally[n, PLUS] += plus
+    work.tally[n, MINUS] += minus
+    return plus + minus > 0
+
+
+@kernel
+def barrier(net: Net, work: Work, latches: Latches) -> None:
+    """Between two steps: membrane potentials move, latches take up their sources."""
+    for n in range(len(net.nodes)):
+        if net.nodes[n, KIND] == LIF:
+            p, units = net.nodes[n], net.nodes[n, UNITS]
+            spike = work.state[p[VALUE] : p[VALUE] + units]
+            reset = net.wides[p[WIDE] + 4 * units : p[WIDE] + 5 * units]
+            membrane = work.membrane[p[MEMBRANE] : p[MEMBRANE] + units]
+            for u in range(units):
+                v = integrated(net, work, n, u)
+                if spike[u]:
+                    v = reset[u] if p[HARD] else v - reset[u]
+                membrane[u] = v
+    for u in range(len(latches.take)):
+        work.latched[u] = work.state[latches.take[u]]
 
 
 @kernel
@@ -449,43 +511,86 @@ def disturb(net: Net, work: Work, n: int) -> bool:
 
 
 @kernel
-def present(net: Net, work: Work, x: Array) -> None:
-    """Forget the last sample and inject x, the values of all input nodes side by side."""
-    copy(net.rest, work.state)
-    work.dirty[:] = 0
-    work.tally[:] = 0
+def inject(net: Net, work: Work, n: int, given: Array) -> None:
+    """Node n has the value `given` in this window."""
+    first, units = net.nodes[n, VALUE], net.nodes[n, UNITS]
+    value = work.state[first : first + units]
+    differs = np.int32(0)
+    for u in range(units):
+        differs |= value[u] ^ given[u]
+        value[u] = given[u]
+    if differs:
+        changed(net, work, n)
+
+
+@kernel
+def open_window(net: Net, work: Work, latches: Latches, x: Array, rested: bool) -> None:
+    """Begin a step at rest, or as the last one ended, and inject x, the values of all input nodes
+    side by side, and what the latches hold."""
+    if rested:
+        copy(net.rest, work.state)
+        work.dirty[:] = 0
     work.portion[0] = ALL
     at = 0
     for n in range(len(net.nodes)):
-        if net.nodes[n, KIND] == INPUT:
-            first, units = net.nodes[n, VALUE], net.nodes[n, UNITS]
-            copy(x[at : at + units], work.state[first : first + units])
+        kind, units = net.nodes[n, KIND], net.nodes[n, UNITS]
+        if kind == INPUT:
+            inject(net, work, n, x[at : at + units])
             at += units
-            changed(net, work, n)
+        elif kind == LIF:
+            # its membrane potential has moved
+            work.dirty[n] = 1
+    for i in range(len(latches.rows)):
+        begin, end = latches.rows[i, 1], latches.rows[i, 2]
+        inject(net, work, latches.rows[i, 0], work.latched[begin:end])
+
+
+@kernel
+def run_window(net: Net, work: Work, how: Array, i: int) -> int:
+    """Settle the window of the i-th step in its mode; the last step of mode steps, or -1."""
+    if how[MODE] == SETTLE:
+        settle(net, work)
+    elif how[MODE] == EVENTS:
+        events(net, work)
+    elif how[MODE] == STEPS:
+        return synchronous_steps(net, work, how)
+    else:
+        fuzz(net, work, how[SEED] + i)
+    return 0
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def run_samples(
-    net: Net, work: Work, how: Array, x: Array, keep: Array, kept: Array, tally: Array, steps: Array
+    net: Net,
+    work: Work,
+    latches: Latches,
+    how: Array,
+    x: Array,
+    first: Array,
+    keep: Array,
+    kept: Array,
+    tally: Array,
+    steps: Array,
 ) -> None:
-    """Run the samples x [N, units] one after the other.
+    """Run the samples x [N, T, units] one after the other, T windows each.
 
-    Writes per sample: the values of the nodes `keep`, side by side, the tally, the steps.
+    first [N, units] : what the latches hold at the first step. Writes per sample the tally, the
+    steps (below zero: no end), and for each step the values of the nodes `keep`, side by side.
     """
     for s in range(len(x)):
-        present(net, work, x[s])
-        if how[MODE] == SETTLE:
-            settle(net, work)
-        elif how[MODE] == EVENTS:
-            events(net, work)
-        elif how[MODE] == STEPS:
-            steps[s] = synchronous_steps(net, work, how)
-        else:
-            fuzz(net, work, how[SEED])
+        work.tally[:] = 0
+        copy(first[s], work.latched)
+        copy(net.membrane, work.membrane)
+        for i in range(x.shape[1]):
+            t = i if how[DIRECTION] >= 0 else x.shape[1] - 1 - i
+            open_window(net, work, latches, x[s, t], i == 0 or how[CARRY] == 0)
+            last = run_window(net, work, how, i)
+            steps[s] = -1 if last < 0 or steps[s] < 0 else steps[s] + last
+            barrier(net, work, latches)
+            at = 0
+            for n in keep:
+                begin, units = net.nodes[n, VALUE], net.nodes[n, UNITS]
+                copy(work.state[begin : begin + units], kept[s, t, at : at + units])
+                at += units
         for n in range(len(net.nodes)):
             copy(work.tally[n], tally[s, n])
-        at = 0
-        for n in keep:
-            first, units = net.nodes[n, VALUE], net.nodes[n, UNITS]
-            copy(work.state[first : first + units], kept[s, at : at + units])
-            at += units

@@ -6,7 +6,7 @@ graph, or channels last, so that the synapses of one event end in neighbouring c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from snnkit.ops.arithmetic import multiplier
 from snnkit.ops.op import Ints
 from snnkit.ops.spike import ladder_rows
 from snnkit.ops.synapses import windows
-from snnkit.reference import spike_levels
+from snnkit.reference import RESTING
+from snnkit.sweeps import spike_levels
 
 Array = npt.NDArray[Any]
 
@@ -29,17 +30,20 @@ KINDS = {
     "conv": k.SYNAPSE,
     "linear": k.SYNAPSE,
     "add": k.WEIGHTED,
+    "product": k.PRODUCT,
     "sum_pool": k.SUM,
     "max_pool": k.MAX,
     "route": k.SUM,
     "spike": k.UNIFORM,
+    "lif": k.LIF,
+    "latch": k.LATCH,
     "readout": k.READOUT,
 }
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A flattened graph. `channels_last` names the nodes whose block is in that order."""
+    """A flattened window. `channels_last` names the nodes whose block is in that order."""
 
     net: k.Net
     index: Mapping[str, int]
@@ -50,6 +54,14 @@ class Layout:
         if node.name in self.channels_last:
             values = np.moveaxis(values, 1, -1)
         return values.reshape(len(values), node.units)
+
+    def places(self, node: Node, reader: Node) -> Array:
+        """Where in the state the units of `node` lie, in the order of the block of `reader`, a node
+        of the same shape."""
+        first = self.net.nodes[self.index[node.name], k.VALUE]
+        places = self.from_block(node, first + np.arange(node.units)[None])
+        block: Array = self.to_block(reader, places)[0]
+        return block
 
     def from_block(self, node: Node, rows: Array) -> Array:
         """The inverse of `to_block`."""
@@ -66,9 +78,13 @@ def state_sizes(node: Node, graph: Graph) -> tuple[int, int, int]:
     return node.units, told, cells
 
 
-def flatten(graph: Graph) -> Layout:
-    """The layout of a checked graph whose ops are all in KINDS."""
-    return _Flattener(graph).layout()
+def flatten(window: Graph, latches: Collection[str] = ()) -> Layout:
+    """The layout of a one-shot graph whose ops are all in KINDS; `latches` among its input nodes
+    are kept by the engine."""
+    layout = _Flattener(window).layout()
+    for name in latches:
+        layout.net.nodes[layout.index[name], k.KIND] = k.LATCH
+    return layout
 
 
 def blocks_with_channels_last(graph: Graph) -> frozenset[str]:
@@ -112,12 +128,13 @@ class _Flattener:
         self.last = blocks_with_channels_last(graph)
         self.nodes = np.zeros((len(graph.nodes), k.FIELDS), np.int64)
         self.ints, self.weights = _Arena(np.int32), _Arena(np.int8)
+        self.wides, self.membrane = _Arena(np.int64), _Arena(np.int64)
         self.rest = self._place_state()
 
     def layout(self) -> Layout:
         levels = spike_levels(self.graph)
         fill = {"conv": self._conv, "linear": self._linear, "readout": self._readout}
-        fill["spike"] = self._spike
+        fill.update({"spike": self._spike, "lif": self._lif})
         for node in self.graph.nodes:
             row = self.nodes[self.index[node.name]]
             row[k.KIND], row[k.UNITS] = KINDS[node.op], node.units
@@ -129,7 +146,8 @@ class _Flattener:
                 row[k.SOURCE] = self._row(node.inputs[0])[k.VALUE]
                 fill.get(node.op, self._gather)(node, row)
         # kernels are compiled for writable arrays; nothing writes to these
-        net = k.Net(self.nodes, self.ints.joined(), self.weights.joined(), self.rest)
+        arenas = (self.ints.joined(), self.weights.joined(), self.wides.joined())
+        net = k.Net(self.nodes, *arenas, self.rest, self.membrane.joined())
         return Layout(net, self.index, self.last)
 
     def _row(self, name: str) -> Array:
@@ -146,7 +164,7 @@ class _Flattener:
             op = TABLE[node.op]
             # a linear op of zeros is zero, and the dense rule of a large convolution takes long
             silent = op.linear and not any(s.any() for s in sources)
-            if silent or node.op in ("input", "spike"):
+            if silent or node.op in RESTING:
                 values[node.name] = np.zeros((1, *node.shape), np.int64)
             else:
                 values[node.name] = op.dense(node, sources)
@@ -246,11 +264,18 @@ class _Flattener:
         row[k.THRESHOLDS], row[k.VALUES] = self.ints.add(thresholds), self.ints.add(values)
         row[k.STEPS_OF_ROW] = thresholds.shape[1]
 
+    def _lif(self, node: Node, row: Array) -> None:
+        p = node.params
+        arrays = [p[key] for key in ("leak", "gain", "bias", "theta", "reset")]
+        row[k.WIDE] = self.wides.add(np.concatenate([self._block(node, a) for a in arrays]))
+        row[k.MEMBRANE] = self.membrane.add(self._block(node, p["initial"]))
+        row[k.SHIFT], row[k.HARD] = node.attrs["shift"], node.attrs["kind"] == "hard"
+
     def _gather(self, node: Node, row: Array) -> None:
         """Which places each output unit reads: the op's own rule, applied to places."""
         # 0 means no place, as the zero outside a window does
         sources = [self._positions(self.graph.node[name]) + 1 for name in node.inputs]
-        if node.op == "add":
+        if node.op in ("add", "product"):
             reads = np.stack([np.broadcast_to(s, node.shape) for s in sources], axis=-1)
         elif node.op == "route":
             reads = TABLE["route"].dense(node, [s[None] for s in sources])[0][..., None]

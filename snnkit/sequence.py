@@ -1,0 +1,101 @@
+"""How a step graph runs: windows one after the other, with a barrier between them.
+
+`unroll` knows sweeps, steps, latches and membrane potentials; what happens inside a window is
+left to its caller (`snnkit.reference`). A one-shot graph is unrolled as one window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from snnkit.boundary import count_steps
+from snnkit.graph import Graph, Node
+from snnkit.ops import TABLE
+from snnkit.ops.op import Ints
+from snnkit.ops.state import Lif, membrane_bound
+from snnkit.sweeps import as_feed, order
+
+Window = Callable[[Graph, Mapping[str, Ints]], Mapping[str, Ints]]
+"""Runs a one-shot graph for the values [N, *shape] of its input nodes; gives every node's value."""
+
+LIF = Lif()
+
+
+def membrane(node: Node | str) -> str:
+    """Name of the input node that gives a lif node its membrane potential. No name of a node holds
+    a NUL."""
+    return f"{node if isinstance(node, str) else node.name}\0v"
+
+
+def with_membranes(window: Graph) -> Graph:
+    """The window in which each lif node has a second input: its membrane potential before the
+    step. So a lif is a function of its inputs, as every node of a one-shot graph."""
+    if not window.of("lif"):
+        return window
+    nodes: list[Node] = []
+    for n in window.nodes:
+        if n.op == "lif":
+            bound = membrane_bound(n.attrs, n.params, n.peak)
+            v = replace(as_feed(n), name=membrane(n), lo=-bound, hi=bound, peak=bound)
+            n = replace(n, inputs=(*n.inputs, v.name))
+            nodes.append(v)
+        nodes.append(n)
+    return replace(window, nodes=tuple(nodes))
+
+
+def unroll(graph: Graph, counts: Mapping[str, Ints], run: Window) -> dict[str, Ints]:
+    """Value of every node: [N, T, *shape] in sweeps with a direction, else [N, *shape].
+
+    counts : values of the input nodes, [N, T, *shape] where the input has a time axis.
+    """
+    steps = count_steps(graph, counts) if graph.sweeps else 0
+    values: dict[str, Ints] = dict(counts)
+    for k, (nodes, direction) in enumerate(graph.parts):
+        window = with_membranes(graph.windows[k])
+        if not direction:
+            feeds = {n.name: _at(graph, values, n.name, -1) for n in window.of("input")}
+            found = run(window, feeds)
+            values.update({n.name: found[n.name] for n in nodes})
+            continue
+        samples = len(next(iter(counts.values())))
+        for n in nodes:
+            values[n.name] = np.zeros((samples, steps, *n.shape), np.int64)
+        values.update({n.name: counts[n.name] for n in nodes if n.op == "input"})
+        state = _first_state(nodes, values, samples)
+        for t in order(direction, steps):
+            feeds = {
+                n.name: state[n.name] if n.name in state else _at(graph, values, n.name, t)
+                for n in window.of("input")
+            }
+            found = run(window, feeds)
+            for n in nodes:
+                values[n.name][:, t] = found[n.name]
+            state = {n.name: found[graph.latches[n.name]] for n in nodes if n.op == "latch"}
+            for n in window.of("lif"):
+                state[membrane(n)] = LIF.barrier(n, [found[s] for s in n.inputs])
+    return values
+
+
+def _at(graph: Graph, values: Mapping[str, Ints], name: str, t: int) -> Ints:
+    """What a reader at step t sees of a node outside its window; t = -1: a reader without steps."""
+    direction = graph.direction(name)
+    value = values[name]
+    if not direction:
+        return value
+    return value[:, t if t >= 0 else order(direction, value.shape[1])[-1]]
+
+
+def _first_state(
+    nodes: tuple[Node, ...], values: Mapping[str, Ints], samples: int
+) -> dict[str, Ints]:
+    state = {}
+    for n in nodes:
+        if n.op == "latch":
+            first = TABLE["latch"].dense(n, [values[s] for s in n.inputs])
+            state[n.name] = np.broadcast_to(first, (samples, *n.shape))
+        elif n.op == "lif":
+            state[membrane(n)] = np.broadcast_to(n.params["initial"], (samples, *n.shape))
+    return state
