@@ -210,7 +210,7 @@ def _spike(e: _Export, node: Any, layer: Any, sources: list[str]) -> Node:
 
 def _fits(params: dict[str, Array], source: Node, layer: Any) -> bool:
     highest = int(params["theta"].max()) * (max(-layer.lo, layer.hi) + 1)
-    return source.peak + int(np.abs(params["init"]).max()) + highest < INT32_BOUND
+    return bool(source.peak + int(np.abs(params["init"]).max()) + highest < INT32_BOUND)
 
 
 def as_uniform(
@@ -228,8 +228,10 @@ def as_uniform(
     two = inside & np.roll(inside, 1, -1) & (np.arange(len(k)) > 0)
     second = two.argmax(-1)[..., None]
     gap = np.take_along_axis(np.diff(thresholds, axis=-1, prepend=0), second, -1)[..., 0]
-    span = reach[1] - reach[0] + 1
-    guess = np.clip(np.rint(nominal), 1, span).astype(np.int64)
+    # with fewer thresholds than two in reach, the others must lie beyond it
+    least = 1 if len(k) == 1 else reach[1] - reach[0] + 2
+    least = np.where(inside.any(-1), least, reach[1] - reach[0] + 2)
+    guess = np.clip(np.rint(nominal), least, INT32_BOUND).astype(np.int64)
     theta = np.where(two.any(-1), gap, guess)
     anchor = np.where(inside, thresholds, 0)
     # without any threshold within reach, the count is the same for all charges
@@ -271,7 +273,7 @@ def _readout(e: _Export, node: Any, layer: Any, sources: list[str]) -> Node:
         post = ({"op": op, "axis": layer.axis},)
     offset = frozen(np.float32(0))
     scale = frozen(scale if scale.size > 1 else scale.reshape(()))
-    dims = ("batch", *made.shape)
+    dims: tuple[int | str, ...] = ("batch", *made.shape)
     e.outputs.append(Boundary(name, made.name, "float32", dims, scale, offset, post))
     return made
 

@@ -175,7 +175,7 @@ class Reshape(nn.Module):
         def moved(a: Tensor) -> Tensor:
             if a.numel() == 1:
                 return a.reshape(())
-            return spread(a, x.counts.shape).reshape(1, *self.shape)
+            return spread(a, x.counts.shape).reshape(-1, *self.shape)
 
         counts = x.counts.reshape(len(x.counts), *self.shape)
         return Reading(counts, moved(x.scale), moved(x.offset), x.reach)

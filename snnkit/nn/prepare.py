@@ -59,8 +59,8 @@ def prepare(
     """
     if not 1 <= levels <= 255 or not 2 <= weight_bits <= 8 or quantiser not in QUANTISERS:
         raise UsageError(
-            f"levels {levels}, weight_bits {weight_bits}, quantiser {quantiser!r}; expected 1..255, "
-            f"2..8 and one of {', '.join(QUANTISERS)}"
+            f"levels {levels}, weight_bits {weight_bits}, quantiser {quantiser!r}; expected "
+            f"1..255, 2..8 and one of {', '.join(QUANTISERS)}"
         )
     copied = copy.deepcopy(model).cpu()
     traced = _traced(copied)
@@ -75,7 +75,9 @@ def prepare(
     text = f"trained with {quantiser}, levels {levels}, weight bits {weight_bits}"
     text += f", overrides {sorted(overrides)}" if overrides else ""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return Prepared(body, shapes, dtypes, text).to(device).train()
+    prepared = Prepared(body, shapes, dtypes, text)
+    prepared.to(device).train()
+    return prepared
 
 
 def _traced(model: nn.Module) -> fx.GraphModule:

@@ -37,7 +37,6 @@ class Prepared(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         return self.body(*inputs)
 
-    @torch.no_grad()
     def readings(self, *inputs: Tensor) -> dict[str, Reading]:
         """Every reading on the way, by name of its layer; evaluation mode, whatever the model's."""
         found: dict[str, Reading] = {}
@@ -52,7 +51,8 @@ class Prepared(nn.Module):
         modes = {m: m.training for m in self.modules()}
         self.eval()
         try:
-            Walk(self.body).run(*inputs)
+            with torch.no_grad():
+                Walk(self.body).run(*inputs)
         finally:
             for m, mode in modes.items():
                 m.training = mode

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from snnkit.nn.curves import Curve
 from snnkit.nn.quantisers import LevelQuantiser, WeightQuantiser, rounded
-from snnkit.nn.reading import Charge, Reading, charge, varying
+from snnkit.nn.reading import Charge, Reading, charge, spread, varying
 
 FLOAT32_EXACT = 2**24
 FINEST_OFFSET = 2.0**20
@@ -120,13 +120,12 @@ class Synapses(nn.Module):
         if not x.offset.any():
             return zero
         units = torch.round(x.offset / x.scale * FINEST_OFFSET) / FINEST_OFFSET
-        shape = list(x.counts.shape[1:])
-        flat = not self.dims or not any(self.padding)
-        if self.dims and flat and not set(varying(units)) - {1}:
+        shape = list(x.counts.shape)
+        if self.dims and not any(self.padding) and not set(varying(units)) - {1}:
+            # the same at every position: one position is enough
             kernel = self.weight.shape[2:]
-            spans = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilation, strict=True)]
-            shape = [shape[0], *spans]
-        return self._weighted(units.expand(1, *shape), whole.to(units.dtype))
+            shape[2:] = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilation, strict=True)]
+        return self._weighted(spread(units, torch.Size(shape)), whole.to(units.dtype))
 
     def extra_repr(self) -> str:
         return f"weight {tuple(self.weight.shape)}"
@@ -211,7 +210,6 @@ class Spike(nn.Module):
         y = self.curve.f(unit * a + rest)
         return torch.floor(y / step + 0.5).clamp(self.lo, self.hi)
 
-    @torch.no_grad()
     def ladder(
         self, unit: Tensor, rest: Tensor, reach: tuple[int, int], rank: int
     ) -> dict[str, npt.NDArray[Any]]:
@@ -220,13 +218,15 @@ class Spike(nn.Module):
         from snnkit.converters.staircases import ladder
 
         kind = torch.broadcast_shapes(unit.shape, rest.shape, (1,) * (rank + 1))
-        unit, rest = (a.detach().double().cpu().expand(kind)[0] for a in (unit, rest))
+        unit, rest = (a.detach().double().expand(kind)[0] for a in (unit, rest))
 
         def level(a: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-            charges = torch.from_numpy(np.ascontiguousarray(a)).double()
-            return self.level(charges, unit[..., None], rest[..., None]).to(torch.int64).numpy()
+            charges = torch.from_numpy(np.ascontiguousarray(a)).to(unit.device).double()
+            with torch.no_grad():
+                levels = self.level(charges, unit[..., None], rest[..., None])
+            return np.asarray(levels.cpu().numpy()).astype(np.int64)
 
-        turns = [torch.ceil((t - rest) / unit).numpy() for t in self.curve.turns]
+        turns = [torch.ceil((t - rest) / unit).cpu().numpy() for t in self.curve.turns]
         return ladder(level, tuple(kind[1:]), (self.lo, self.hi), reach, turns)
 
     def _climb(self, a: Tensor, c: Charge) -> Tensor:

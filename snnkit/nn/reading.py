@@ -70,5 +70,6 @@ def charge(x: Reading, whole: bool = False) -> Charge:
 
 
 def spread(a: Tensor, shape: torch.Size) -> Tensor:
-    """A scale or offset with one entry per unit, [1, *shape[1:]]."""
-    return a.expand(1, *shape[1:])
+    """A scale or offset with one entry per unit, [1, *shape[1:]]; [N, ...] where dropout made
+    it differ between samples."""
+    return a.expand(a.shape[0] if a.ndim == len(shape) else 1, *shape[1:])
