@@ -98,7 +98,7 @@ class Twin(nn.Module):
     def __init__(self, spike: Spike, f: nn.Module):
         super().__init__()
         q = spike.quantiser
-        self.s, self.lo, self.hi, self.f = float(q.step()), q.lo, q.hi, f
+        self.s, self.lo, self.hi, self.f = float(q.step().detach()), q.lo, q.hi, f
         self.seen = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -229,8 +229,8 @@ def as_uniform(
     second = two.argmax(-1)[..., None]
     gap = np.take_along_axis(np.diff(thresholds, axis=-1, prepend=0), second, -1)[..., 0]
     # with fewer thresholds than two in reach, the others must lie beyond it
-    least = 1 if len(k) == 1 else reach[1] - reach[0] + 2
-    least = np.where(inside.any(-1), least, reach[1] - reach[0] + 2)
+    span = reach[1] - reach[0] + 2
+    least = np.where(inside.any(-1), 1 if len(k) == 1 else span, span)
     guess = np.clip(np.rint(nominal), least, INT32_BOUND).astype(np.int64)
     theta = np.where(two.any(-1), gap, guess)
     anchor = np.where(inside, thresholds, 0)
