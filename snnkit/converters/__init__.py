@@ -11,11 +11,12 @@ import snnkit
 from snnkit.converters.boundaries import read_input, read_output
 from snnkit.converters.calibration import CALIBRATORS, Statistics
 from snnkit.converters.float_model import Array, FloatModel
+from snnkit.converters.from_qat import convert_prepared, is_prepared
 from snnkit.converters.handlers import HANDLERS
 from snnkit.converters.network import Network, Policy
 from snnkit.converters.reader import Reader, unsupported_ops
 from snnkit.converters.staircases import FORMS
-from snnkit.errors import UnsupportedModel, UsageError
+from snnkit.errors import BadCalibration, UnsupportedModel, UsageError
 from snnkit.graph import Graph
 
 __all__ = ["convert", "examine"]
@@ -23,7 +24,7 @@ __all__ = ["convert", "examine"]
 
 def convert(
     model: Any,
-    calibration: Any,
+    calibration: Any = None,
     *,
     levels: int = 255,
     weight_bits: int = 8,
@@ -37,7 +38,9 @@ def convert(
 
     Parameters
     ----------
-    model : path, bytes, onnx.ModelProto, or torch.nn.Module (exported to ONNX first).
+    model : path, bytes, onnx.ModelProto, or torch.nn.Module (exported to ONNX first). A model
+        from `snnkit.nn.prepare` gives the integers that training used; options and calibration
+        are its own then.
     calibration : [N, *shape] array, or a mapping by input name. Real inputs in the scaling that
         the model expects: ranges and the input's scale come from them, nothing is guessed.
     levels : 1..255, steps of each activation's staircase.
@@ -60,6 +63,15 @@ def convert(
             f"{CALIBRATORS} and {FORMS}"
         )
     policy = Policy(levels, weight_bits, calibrator, staircase, bias_correction)
+    if is_prepared(model):
+        if policy != Policy():
+            raise UsageError(
+                f"{policy} for a prepared model; expected none: set levels and weight bits in "
+                "snnkit.nn.prepare"
+            )
+        return convert_prepared(model, calibration)
+    if calibration is None:
+        raise BadCalibration("no calibration data; expected real inputs [N, *shape] of the model")
     source = _loaded(model, calibration)
     return _build(source, _named(source, calibration), policy)
 
@@ -67,6 +79,8 @@ def convert(
 def examine(model: Any, samples: Any = None) -> Graph:
     """A dry conversion, with made-up data if there is none: the layers, or UnsupportedModel with
     every reason. `samples` fixes dimensions that the model leaves open."""
+    if is_prepared(model):
+        return convert_prepared(model, samples)
     source = _loaded(model, samples)
     named = None if samples is None else _named(source, samples)
     return _build(source, named, Policy(calibrator="minmax", bias_correction=False))
@@ -104,8 +118,7 @@ def _build(source: FloatModel, given: dict[str, Array] | None, policy: Policy) -
     outputs = [read_output(reader, port) for port in source.outputs]
     if reader.problems:
         raise UnsupportedModel(reader.problems)
-    used = _ancestors(network, [b.node for b in (*inputs, *outputs)])
-    nodes = tuple(n for n in network.nodes.values() if n.name in used)
+    nodes = network.used([b.node for b in (*inputs, *outputs)])
     graph = Graph(nodes, tuple(inputs), tuple(outputs), _meta(source, statistics, policy))
     graph.check()
     return graph
@@ -121,14 +134,3 @@ def _meta(source: FloatModel, statistics: Statistics, policy: Policy) -> dict[st
         "quantisation": f"levels {policy.levels}, weight bits {policy.weight_bits}, "
         f"staircase {policy.staircase}",
     }
-
-
-def _ancestors(network: Network, names: list[str]) -> set[str]:
-    used: set[str] = set()
-    stack = list(names)
-    while stack:
-        name = stack.pop()
-        if name not in used:
-            used.add(name)
-            stack.extend(network.nodes[name].inputs)
-    return used

@@ -104,6 +104,17 @@ class Network:
         self.nodes[unique] = node
         return node
 
+    def used(self, names: Sequence[str]) -> tuple[Node, ...]:
+        """The nodes that the named ones depend on, themselves included, in topological order."""
+        found: set[str] = set()
+        stack = list(names)
+        while stack:
+            name = stack.pop()
+            if name not in found:
+                found.add(name)
+                stack.extend(self.nodes[name].inputs)
+        return tuple(n for n in self.nodes.values() if n.name in found)
+
     def affine(self, node: Node, scale: Any, offset: Any) -> Affine:
         rank = len(node.shape)
         return Affine(node, compress(np.asarray(scale), rank), compress(np.asarray(offset), rank))
@@ -181,7 +192,7 @@ class Network:
         """conv or linear with float weights that already carry x's scale per input channel."""
         limit = 2 ** (self.policy.weight_bits - 1) - 1
         rows = weight.reshape(len(weight), -1)
-        step = _weight_step(rows, limit)
+        step = weight_step(rows, limit)
         integers = np.clip(np.rint(rows / step[:, None]), -limit, limit).astype(np.int64)
         node = self.add(name, op, [x.node], {"weight": integers.reshape(weight.shape)}, attrs)
         along = (-1, *(1,) * (len(node.shape) - 1)) if op == "conv" else (-1,)
@@ -213,7 +224,7 @@ class Network:
         return self.affine(node, smallest / finer, x.offset)
 
 
-def _weight_step(rows: Floats, limit: int) -> Floats:
+def weight_step(rows: Floats, limit: int) -> Floats:
     """Step per output channel: max-abs, or for few bits the least squared error below it."""
     peak = np.abs(rows).max(axis=1)
     peak = np.where(peak > 0, peak, 1.0)

@@ -11,7 +11,7 @@ level(f(z)) = clip(floor(f(z) / step + 1/2), lo, hi).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,17 +88,33 @@ def _ladder(
         y = act.f(unit[..., None] * a + rest[..., None])
         return np.clip(np.floor(y / stairs.step + 0.5), stairs.lo, stairs.hi).astype(np.int64)
 
-    if not act.turns:
-        k = np.arange(stairs.lo + 1, stairs.hi + 1)
+    turns = [np.ceil((t - rest) / unit) for t in act.turns]
+    return {"init": initial, **ladder(level, pattern, (stairs.lo, stairs.hi), reach, turns)}
+
+
+def ladder(
+    level: Level,
+    pattern: tuple[int, ...],
+    bounds: tuple[int, int],
+    reach: tuple[int, int],
+    turns: Sequence[Floats] = (),
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Thresholds (*pattern, K), and values where the staircase turns, of an integer function.
+
+    level : charges [*pattern, K] int64 -> levels within `bounds`. reach : charges that can occur.
+    turns : charges [*pattern], in rising order, where `level` changes between rising and falling;
+        without any it only rises.
+    """
+    lo, hi = bounds
+    if not turns:
+        k = np.arange(lo + 1, hi + 1)
         start = np.broadcast_to(reach[0], (*pattern, len(k)))
         thresholds = _least(level, k, start, np.broadcast_to(reach[1] + 1, start.shape), 1)
         thresholds = np.where(thresholds > reach[1], NEVER, thresholds)
-        thresholds = np.where(thresholds <= reach[0], ALWAYS, thresholds)
-        return {"init": initial, "thresholds": thresholds}
-    turns = [np.ceil((t - rest) / unit) for t in act.turns]
+        return {"thresholds": np.where(thresholds <= reach[0], ALWAYS, thresholds)}
     edges = [np.clip(np.nan_to_num(t), *reach).astype(np.int64) for t in turns]
     thresholds, values = _walk(level, pattern, [np.full(pattern, reach[0]), *edges], reach[1])
-    return {"init": initial, "thresholds": thresholds, "values": values}
+    return {"thresholds": thresholds, "values": values}
 
 
 def _least(
