@@ -41,6 +41,8 @@ class Dataset:
                     f"{where}: {len(x)} samples and labels of shape {y.shape}; expected one label "
                     "for each of at least one sample"
                 )
+            if x.dtype.kind not in "biuf":
+                raise BadDataset(f"{where}: samples are {x.dtype}; expected numbers")
             if x.shape[1:] != self.x_train.shape[1:]:
                 raise BadDataset(
                     f"{where}: samples of shape {x.shape[1:]}; expected {self.x_train.shape[1:]} "

@@ -11,6 +11,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from snnkit.datasets.augment import Augment, mixup
@@ -28,6 +30,14 @@ def seed_of(*parts: object) -> int:
 def generator_of(*parts: object) -> Any:
     """A torch generator on the CPU, seeded by `seed_of`."""
     return torch.Generator().manual_seed(seed_of(*parts))
+
+
+def tensor_of(array: npt.NDArray[Any]) -> Tensor:
+    """The array as a tensor: shared where torch can write to it and knows its type."""
+    kind = array.dtype.newbyteorder("=")
+    if kind.kind == "u" and kind.itemsize > 1:  # torch lacks operations on these
+        kind = np.dtype(np.int64)
+    return torch.from_numpy(np.require(array, kind, ["C", "W"]))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ KEYS = {
     "scaler": dict,
     "processes": list,  # of each: its random states and its running loss
     "metrics": list,  # lines so far
-    "best": dict,  # step and accuracy of the best evaluation
+    "last": dict,  # of the last evaluation: correct, total
+    "best": dict,  # of the best evaluation: step, correct
 }
 MODELS = ("average", "model")
 
@@ -48,12 +49,19 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, checked for damage. Raises BadCheckpoint."""
+    content = _opened(path)
+    _check(content, path)
+    return dict(content)
+
+
+def _opened(path: Path) -> Any:
+    """What torch saved, if it is whole and nothing but data."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
         if bad is not None:
             raise BadCheckpoint(f"{path}: damaged: record '{bad}' does not match its CRC-32. {_DO}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BadCheckpoint(f"{path}: no such file; expected a checkpoint") from error
     except OSError as error:
@@ -69,8 +77,6 @@ def read(path: Path) -> dict[str, Any]:
         raise BadCheckpoint(
             f"{path}: truncated, damaged, or not a checkpoint of `snnkit train`: {error}. {_DO}"
         ) from error
-    _check(content, path)
-    return dict(content)
 
 
 _DO = "Go on from best.pt by copying it over last.pt, or start again in another folder"
@@ -135,17 +141,21 @@ def load_model(model: Any, state: Mapping[str, Any], path: Path) -> None:
 
 
 def weights(path: Path) -> dict[str, Any]:
-    """The trained weights in a checkpoint: the moving average if there is one."""
-    content = read(path)
+    """The weights in a checkpoint (the moving average if there is one), or in a state dict."""
+    content = _opened(path)
+    if isinstance(content, dict) and content and "format" not in content:
+        return content
+    _check(content, path)
     return dict(next(content[key] for key in MODELS if content[key]))
 
 
 def random_states() -> dict[str, Any]:
     """Python's, numpy's and torch's global generators, as tensors and numbers."""
+    version, internal, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
-        "python": random.getstate(),
-        "numpy": [str(kind), np.asarray(keys).tolist(), *rest],
+        "python": [version, torch.tensor(internal), gauss],
+        "numpy": [str(kind), torch.tensor(np.asarray(keys, np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
@@ -154,9 +164,9 @@ def random_states() -> dict[str, Any]:
 def restore_random_states(states: Mapping[str, Any]) -> None:
     """Set the global generators to what `random_states` gave."""
     version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate((version, tuple(internal.tolist()), gauss))
     kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

@@ -18,10 +18,11 @@ from snnkit.training import checkpoint
 from snnkit.training.recipe import Recipe, nearest
 
 
-def build(recipe: Recipe) -> Any:
-    """The model: made by its factory, prepared for quantisation, given its first weights.
+def build(recipe: Recipe, examples: Any) -> Any:
+    """The model: made by its factory, given its first weights, prepared for quantisation.
 
-    Raises BadRecipe and BadCheckpoint.
+    examples : (n, ...) inputs, which the quantisers' first steps come from. Raises BadRecipe,
+    BadCheckpoint, and what `snnkit.nn.prepare` raises.
     """
     name, options = recipe.model.name, dict(recipe.model.options)
     if ":" in name:
@@ -34,16 +35,15 @@ def build(recipe: Recipe) -> Any:
         model = _made(f"model '{name}'", lambda: create(name, **options))
     if not isinstance(model, torch.nn.Module):
         raise BadRecipe(f"model '{name}': made {type(model).__name__}; expected a torch module")
-    if recipe.quantise:
-        from snnkit.nn import prepare  # type: ignore[import-not-found,unused-ignore]
-
-        wanted = dict(recipe.quantise)
-        _fits(prepare, {"model": model, **wanted}, "quantise")
-        model = _made("quantise", lambda: prepare(model, **wanted))
     if recipe.model.weights:
         path = recipe.path(recipe.model.weights)
         checkpoint.load_model(model, checkpoint.weights(path), path)
-    return model
+    if not recipe.quantise:
+        return model
+    from snnkit.nn import prepare  # type: ignore[import-not-found,unused-ignore]
+
+    _fits(prepare, dict(recipe.quantise), "quantise")
+    return _made("quantise", lambda: prepare(model, example=examples, **recipe.quantise))
 
 
 def try_out(model: Any, sample: Any, classes: int, name: str) -> None:

@@ -17,8 +17,8 @@ import torch
 
 from snnkit import datasets
 from snnkit.datasets.augment import Augment
-from snnkit.datasets.loader import Batches, Inputs, seed_of
-from snnkit.errors import TrainingFailed, UsageError
+from snnkit.datasets.loader import Batches, Inputs, seed_of, tensor_of
+from snnkit.errors import BadCheckpoint, TrainingFailed, UsageError
 from snnkit.training import checkpoint
 from snnkit.training.conditions import Stop, exact, seed_all
 from snnkit.training.factory import build, try_out
@@ -29,6 +29,8 @@ from snnkit.training.result import Result
 from snnkit.training.schedule import Average, learning_rate, mixed_loss, optimiser_of
 
 LAST, BEST, METRICS, CURVES = "last.pt", "best.pt", "metrics.jsonl", "curves.png"
+EXAMPLES = 512
+"""Training samples that quantisation-aware training takes its first step sizes from."""
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,6 +47,11 @@ def train(recipe: Recipe, *, resume: bool = False, say: Say = to_stderr) -> Resu
         except torch.OutOfMemoryError as error:
             raise TrainingFailed(f"out of memory on {here.device}: lower training.batch") from error
         except RuntimeError as error:
+            if here.world > 1 and any(word in str(error).lower() for word in ("gloo", "nccl")):
+                raise TrainingFailed(
+                    f"process {here.rank} lost another process of the run: {error}; go on from the "
+                    "last checkpoint with --resume"
+                ) from error
             if "use_deterministic_algorithms" not in str(error):
                 raise
             raise UsageError(
@@ -56,6 +63,7 @@ def _train(recipe: Recipe, here: Processes, stop: Stop, resume: bool, say: Say) 
     run, folder = Run(recipe, here), Path(recipe.output)
     _open(folder, resume, here)
     lines = run.restore(folder / LAST) if resume and (folder / LAST).exists() else []
+    here.agree(run.model)
     if here.writes:
         say(run.describe(folder))
     metrics = Metrics(folder / METRICS, lines) if here.writes else None
@@ -103,10 +111,10 @@ class Run:
         )
         self.name = found.name
         self.inputs = Inputs(data.divide, data.mean, data.std)
-        self.test = torch.from_numpy(found.x_test), torch.from_numpy(found.y_test)
+        self.test = tensor_of(found.x_test), tensor_of(found.y_test)
         self.batches = Batches(
-            torch.from_numpy(found.x_train),
-            torch.from_numpy(found.y_train),
+            tensor_of(found.x_train),
+            tensor_of(found.y_train),
             t.batch,
             seed=recipe.seed,
             inputs=self.inputs,
@@ -116,7 +124,7 @@ class Run:
         )
         self.total = t.epochs * self.batches.per_epoch
         self.interval = t.interval or self.batches.per_epoch
-        model = build(recipe)
+        model = build(recipe, self.inputs(self.batches.x[:EXAMPLES]))
         try_out(model, self.inputs(self.test[0][:1]), found.classes, recipe.model.name)
         self.model = model.to(here.device)
         self.compiled = torch.compile(self.model) if t.compile else self.model
@@ -265,13 +273,21 @@ class Run:
         checkpoint.load_model(self.model, content["model"], path)
         if self.average is not None:
             checkpoint.load_model(self.average.model, content["average"], path)
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.scaler.load_state_dict(content["scaler"])
-        self.step, self.last, self.best = (content[k] for k in ("step", "last", "best"))
-        own = content["processes"][self.here.rank]
-        self.loss.fill_(own["loss"])
-        self.losses = own["losses"]
-        checkpoint.restore_random_states(own["random"])
+        try:
+            self.optimiser.load_state_dict(content["optimiser"])
+            self.scaler.load_state_dict(content["scaler"])
+            self.step = content["step"]
+            self.last = {k: content["last"][k] for k in self.last}
+            self.best = {k: content["best"][k] for k in self.best}
+            own = content["processes"][self.here.rank]
+            self.loss.fill_(own["loss"])
+            self.losses = own["losses"]
+            checkpoint.restore_random_states(own["random"])
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise BadCheckpoint(
+                f"{path}: its content cannot be taken over: {error!r}; expected what "
+                "`snnkit train` wrote"
+            ) from error
         return list(content["metrics"])
 
     def result(self, folder: Path) -> Result:

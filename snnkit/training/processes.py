@@ -108,11 +108,14 @@ def processes(device: str) -> Iterator[Processes]:
     if world == 1:
         yield Processes(0, 1, place)
         return
-    distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    ours = not distributed.is_initialized()  # a caller may have set them up, and keeps them then
+    if ours:
+        distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield Processes(distributed.get_rank(), world, place)
     finally:
-        distributed.destroy_process_group()
+        if ours:
+            distributed.destroy_process_group()
 
 
 def _device(name: str, local: int, world: int) -> Any:

@@ -54,7 +54,8 @@ class Data:
 @dataclass(frozen=True)
 class Model:
     """name : of `snnkit.models.create`, or "module:function" (beside the recipe, or installed).
-    weights : checkpoint of another run to start from, relative to the recipe's own folder."""
+    weights : checkpoint of another run to start from, or a torch state dict, relative to the
+    recipe's own folder; with [quantise], of the model before it is prepared."""
 
     name: str = _key()
     weights: str = ""

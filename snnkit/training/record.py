@@ -34,12 +34,13 @@ class Metrics:
     def append(self, values: dict[str, Any]) -> None:
         """Add a line, whole or not at all. Raises TrainingFailed where it cannot be written."""
         line = json.dumps(values)
+        rest = f"{line}\n".encode()
         try:
-            with self.path.open("r+b") as file:
+            with self.path.open("r+b", buffering=0) as file:  # a buffer would be written at closing
                 end = file.seek(0, os.SEEK_END)
                 try:
-                    file.write(f"{line}\n".encode())
-                    file.flush()
+                    while rest:
+                        rest = rest[file.write(rest) :]
                     os.fsync(file.fileno())
                 except OSError:
                     file.truncate(end)
