@@ -175,6 +175,21 @@ def _stream(a: argparse.Namespace) -> int:
     return 0
 
 
+def _train(a: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from snnkit.training import read_recipe, train
+
+    recipe = read_recipe(a.recipe, a.set)
+    recipe = replace(recipe, output=a.output or recipe.output)
+    result = train(recipe, resume=a.resume, say=_say)
+    if result.rank == 0:
+        _print(a, result.as_json(), result.text())
+    if not result.finished and result.rank == 0:
+        _say("interrupted; go on with the same command and --resume")
+    return 0 if result.finished else 130
+
+
 def _info(a: argparse.Namespace) -> int:
     from snnkit.converters import examine
     from snnkit.files import from_bytes, is_ours, parse_model, read_bytes
@@ -253,6 +268,17 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument("--unit", choices=("us", "events"), default="us", help="of window and every")
     t.add_argument("--backend", default="numba")
     t.add_argument("--update", choices=("auto", "incremental", "recompute"), default="auto")
+    t = command("train", _train, "train a model as a recipe says")
+    t.add_argument("recipe", help="TOML file; snnkit/training/recipe.py lists its keys")
+    t.add_argument("--resume", action="store_true", help="go on from the output's last checkpoint")
+    t.add_argument("--output", help="folder to write to, instead of the recipe's")
+    t.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="over the recipe's, for example training.epochs=3; repeatable",
+    )
 
     i = command("info", _info, "layers, neurons and bounds; or why a model cannot be converted")
     i.add_argument("model", help="float ONNX file or net.onnx")

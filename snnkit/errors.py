@@ -121,6 +121,24 @@ class AlteredFile(InvalidFile):
     """The file was changed after it was written."""
 
 
+class BadDataset(SnnkitError, ValueError):
+    """Files of a data set that are missing, truncated, or not what they should be."""
+
+    exit_code = 3
+
+
+class BadRecipe(UsageError):
+    """A training recipe with an unknown key or a value that cannot be taken."""
+
+
+class BadCheckpoint(InvalidFile):
+    """A checkpoint that is damaged, foreign, or of another run than the one to go on with."""
+
+
+class TrainingFailed(SnnkitError):
+    """The loss is not finite any more, or the processes of a run disagree."""
+
+
 class VerificationFailed(SnnkitError):
     """At least one integer differs."""
 

@@ -8,6 +8,7 @@ never come from different files.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -64,7 +65,10 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
 
 
 def write_beside(path: str | os.PathLike[str], content: bytes) -> None:
-    """Replace the file at `path` by `content` in one step."""
+    """Replace the file at `path` by `content` in one step, which outlasts a loss of power.
+
+    A process killed on the way leaves the old file, and at most one `.NAME.*` beside it.
+    """
     target = Path(path)
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -73,13 +77,26 @@ def write_beside(path: str | os.PathLike[str], content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
+        _sync_folder(target.parent)
     except OSError as error:
         raise UnreadableFile(f"{target}: cannot be written: {error.strerror}") from error
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in it last; not every system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -1,0 +1,9 @@
+"""Training: one plain loop, driven by a recipe in a TOML file."""
+
+from __future__ import annotations
+
+from snnkit.training.loop import train
+from snnkit.training.recipe import Recipe, read_recipe, recipe_of
+from snnkit.training.result import Result
+
+__all__ = ["Recipe", "Result", "read_recipe", "recipe_of", "train"]
