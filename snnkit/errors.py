@@ -115,6 +115,10 @@ class AlteredFile(InvalidFile):
     """The file was changed after it was written."""
 
 
+class StateMismatch(SnnkitError, RuntimeError):
+    """A neuron's state belongs to another batch shape or device; reset_net comes first."""
+
+
 class VerificationFailed(SnnkitError):
     """At least one integer differs."""
 
