@@ -18,7 +18,7 @@ INPUT_LEVELS = 255
 def read_input(reader: Reader, port: Port, statistics: Statistics) -> Boundary:
     shape = tuple(int(n) for n in port.dims[1:])
     samples = statistics.samples[port.name].astype(np.float32)
-    scale, offset, lo = _input_grid(samples, len(shape))
+    scale, offset, lo = input_grid(samples, len(shape))
     attrs = {"shape": shape, "lo": lo, "hi": lo + INPUT_LEVELS}
     node = reader.net.add(port.name, "input", (), {}, attrs)
     boundary = Boundary(port.name, node.name, port.dtype, port.dims, scale, offset)
@@ -29,7 +29,7 @@ def read_input(reader: Reader, port: Port, statistics: Statistics) -> Boundary:
     return boundary
 
 
-def _input_grid(x: Array, rank: int) -> tuple[Array, Array, int]:
+def input_grid(x: Array, rank: int) -> tuple[Array, Array, int]:
     """(scale, offset, lo) of the input quantiser.
 
     Data that lie on a grid of at most 256 values per channel (8-bit images in any scaling,
