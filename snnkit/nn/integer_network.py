@@ -68,7 +68,11 @@ class IntegerNetwork:
                 values[name] = self._value(nodes[name], values, values)
         record.update({name: values[name] for name in before})
         trains: dict[str, list[Tensor]] = {name: [] for name in rest if name in self.each_step}
-        state: dict[str, Tensor] = {}
+        state = {
+            n.name: self.arrays[n.name]["initial"].expand(len(given), *n.shape)
+            for n in self.graph.nodes
+            if n.op in ("lif", "latch")
+        }
         for t in range(self.steps if trains else 0):
             for name in trains:
                 timed = name == source
@@ -133,10 +137,8 @@ class IntegerNetwork:
         return level.clamp(node.lo, node.hi)
 
     def _lif(self, node: Any, p: Any, xs: list[Tensor], state: dict[str, Tensor]) -> Tensor:
-        v = state.get(node.name)
-        if v is None:
-            v = p["initial"].expand(len(xs[0]), *node.shape)
-        leaked = torch.bitwise_right_shift(v * p["leak"], int(node.attrs["shift"]))
+        leaked = state[node.name] * p["leak"]
+        leaked = torch.bitwise_right_shift(leaked, int(node.attrs["shift"]))
         u = leaked + p["gain"] * xs[0] + p["bias"]
         fired = u >= p["theta"]
         soft = node.attrs["kind"] == "soft"
@@ -144,8 +146,7 @@ class IntegerNetwork:
         return fired.long()
 
     def _latch(self, node: Any, p: Any, xs: list[Tensor], state: dict[str, Tensor]) -> Tensor:
-        kept = state.get(node.name)
-        return p["initial"].expand(1, *node.shape) if kept is None else kept
+        return state[node.name]
 
     def _readout(self, node: Any, p: Any, xs: list[Tensor], state: Any) -> Tensor:
         return xs[0] + p["bias"]
