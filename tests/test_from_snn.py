@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -221,7 +223,7 @@ def test_the_laws_see_ties_and_every_kind_of_spike_train() -> None:
         gain = 1.0
         if isinstance(first, snn.LIF) and first.decay_input:
             gain = 0.5 if isinstance(first, snn.PLIF) else 1 / first.tau
-        level = float(first.threshold) - (first.v_reset or 0.0)
+        level = float(torch.as_tensor(first.threshold).detach()) - (first.v_reset or 0.0)
         ties += bool((seen[0][0] * gain == level).any())
     assert changing >= 12 and ties >= 10
 
@@ -256,21 +258,28 @@ def trained_like(steps: int) -> tuple[torch.nn.Module, np.ndarray]:
 
 
 @pytest.mark.parametrize("steps", [1, pytest.param(4, marks=steps_known)])
-def test_rounding_weights_moves_few_spikes(steps: int) -> None:
+def test_rounding_weights_is_the_only_error(steps: int) -> None:
+    """Of random nets, whose margins are thin: few spikes move in the first layer, and the finer
+    the weights, the fewer move anywhere."""
     model, x = trained_like(steps)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    graph = from_snn(model.train(), x)
-    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    model.eval()
-    logits, spikes = record(model, torch.from_numpy(x))
-    output, integers = IntegerNetwork(graph)(torch.from_numpy(x))
-    for name, train in spikes.items():
-        found = integers[name] if steps > 1 else integers[name][:, None]
-        assert train.mean() > 0.01 and found.float().mean() > 0.01
-        assert (found.movedim(1, 0) != train).float().mean() < 0.04, name
-    span = float(logits.max() - logits.min())
-    assert (output - logits).abs().mean() < 0.03 * span
-    agree_with_reference(graph, x, output, integers)
+    shares = []
+    for bits in (8, 5, 3):
+        graph = from_snn(model.train(), x, weight_bits=bits)
+        state = model.state_dict()
+        assert model.training and all(torch.equal(v, before[k]) for k, v in state.items())
+        _, spikes = record(model.eval(), torch.from_numpy(x))
+        output, integers = IntegerNetwork(graph)(torch.from_numpy(x))
+        moved = []
+        for name, train in spikes.items():
+            found = integers[name] if steps > 1 else integers[name][:, None]
+            assert train.mean() > 0.01 and found.float().mean() > 0.01
+            moved.append(float((found.movedim(1, 0) != train).float().mean()))
+        shares.append(moved)
+        agree_with_reference(graph, x, output, integers)
+    assert shares[0][0] < 0.01
+    for fine, coarse in itertools.pairwise(np.array(shares)):
+        assert (fine < coarse).all()
 
 
 @pytest.mark.parametrize("steps", [1, pytest.param(3, marks=steps_known)])
