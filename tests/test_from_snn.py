@@ -91,9 +91,9 @@ def exact_network(rng: np.random.Generator, steps: int, timed: bool) -> torch.nn
         readout,
     ]
     model = torch.nn.Sequential(*model, *tail).double().eval()
-    if steps in (2, 4) and rng.random() < 0.3:  # spikes are averaged, then read
+    if steps in (1, 2, 4) and rng.random() < 0.3:  # spikes are averaged, then read
         last = torch.nn.Linear(12, 5, bias=False)
-        model[-2:] = torch.nn.Sequential(snn.TimeMean(), synapse(rng, last, False)[0])
+        model = torch.nn.Sequential(*model[:-2], snn.TimeMean(), synapse(rng, last, False)[0])
     return model.double().eval()
 
 
