@@ -123,9 +123,11 @@ def set_thresholds(rng: np.random.Generator, model: torch.nn.Module, x: torch.Te
         if isinstance(module, snn.LIF) and module.decay_input:
             gain = 0.5 if isinstance(module, snn.PLIF) else 1 / module.tau
         first = (seen[0][0] * gain).flatten()
-        positive = first[first > 2**-12]
-        assert len(positive) > 0
-        at = float(positive[rng.integers(0, len(positive))]) + rest
+        levels = first[first > 2**-12].unique()
+        assert len(levels) > 0
+        # below the largest, so that strict neurons fire too
+        at = float(levels[rng.integers(0, len(levels) - 1)] if len(levels) > 1 else levels[0] / 2)
+        at += rest
         if isinstance(module, snn.IIRNeuron):
             module.threshold.data.fill_(at)
         else:
