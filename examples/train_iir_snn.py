@@ -45,7 +45,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "options": {},
     },
     "cifar": {
-        "schedule": schedule(60, {5: 6, 4: 4, 3: 4, 2: 6, 1: 40}, 1e-3, 0.2),
+        "schedule": schedule(40, {5: 3, 4: 2, 3: 2, 2: 4, 1: 25}, 1e-3, 0.2),
         "count": 0,
         "options": {"input_shape": (3, 32, 32)},
     },

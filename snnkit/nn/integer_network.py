@@ -15,6 +15,17 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def each_step(graph: Any) -> frozenset[str]:
+    """Names of the nodes that happen in each step; none in a one-shot graph."""
+    names: list[str] = []
+    at = 0
+    for count, direction in getattr(graph, "sweeps", ()):
+        if direction:
+            names += [n.name for n in graph.nodes[at : at + count]]
+        at += count
+    return frozenset(names)
+
+
 class IntegerNetwork:
     """The network of a graph without latches other than accumulators of a readout.
 
@@ -26,20 +37,11 @@ class IntegerNetwork:
     def __init__(self, graph: Any):
         self.graph = graph
         self.steps = int(getattr(graph, "steps", 0)) or 1
-        self.each_step = self._in_each_step()
+        self.each_step = each_step(graph)
         self.arrays = {
             n.name: {k: torch.from_numpy(v.astype("int64")) for k, v in n.params.items()}
             for n in graph.nodes
         }
-
-    def _in_each_step(self) -> frozenset[str]:
-        names: list[str] = []
-        at = 0
-        for count, direction in getattr(self.graph, "sweeps", ()):
-            if direction:
-                names += [n.name for n in self.graph.nodes[at : at + count]]
-            at += count
-        return frozenset(names)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         b = self.graph.inputs[0]
