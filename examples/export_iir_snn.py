@@ -100,8 +100,8 @@ def main() -> None:
     config, lengths = stored["config"], [s["steps"] for s in stored["schedule"]["chain"]]
     ann = network(options.trained, config, None)
     dense = sum(r.dense for r in paper_energy(ann, torch.from_numpy(data.test[0][:CHECKED])))
-    print(f"ANN: test accuracy {accuracy(ann, Batches(data.test, 250)):.4f}, {dense:,.0f} MACs, ")
-    print(f"{dense * 4.6e-3:.1f} nJ per image")
+    found = accuracy(ann, Batches(data.test, 250))
+    print(f"ANN: accuracy {found:.4f}, {dense:,.0f} MACs = {dense * 4.6e-3:,.1f} nJ per image")
     rows = []
     for steps in lengths if "lif" in TABLE else [1]:
         model = network(options.trained, config, steps)
