@@ -139,6 +139,10 @@ class TrainingFailed(SnnkitError):
     """The loss is not finite any more, or the processes of a run disagree."""
 
 
+class StateMismatch(SnnkitError, RuntimeError):
+    """A neuron's state belongs to another batch shape or device; reset_net comes first."""
+
+
 class VerificationFailed(SnnkitError):
     """At least one integer differs."""
 

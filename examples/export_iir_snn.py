@@ -1,0 +1,122 @@
+"""Exports what train_iir_snn.py trained, and says what it costs: accuracy, spikes, energy.
+
+    python examples/export_iir_snn.py --data digits --trained out/iir --output out/iir
+
+For each number of steps T: the accuracy of the float network and of the exported integers, that
+every spike agrees (PyTorch's integers and the backend, every neuron and step), spikes and
+synaptic operations, and energy by the papers' convention and by the backend's count. Writes
+t1.onnx: one step, no state, every backend runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from iir_data import Batches, load
+
+import snnkit
+from snnkit.backends import get
+from snnkit.converters.from_snn import from_snn
+from snnkit.models import create
+from snnkit.models.iir_snn import fuse_bn
+from snnkit.models.iir_training import accuracy
+from snnkit.nn.energy import counted_energy, paper_energy
+from snnkit.nn.integer_network import IntegerNetwork
+from snnkit.ops import TABLE
+from snnkit.report import table
+
+CHECKED = 100
+"""Test images for spikes, operations and energy."""
+
+
+def network(folder: Path, config: dict[str, Any], steps: int | None) -> Any:
+    """A trained stage; the ANN with its BatchNorm fused."""
+    options = {k: v for k, v in config.items() if k != "name"}
+    if options["input_shape"] is not None:
+        options["input_shape"] = tuple(options["input_shape"])
+    model = create(config["name"], steps=steps, batch_norm=steps is None, **options)
+    name = f"t{steps}.pt" if steps else "ann.pt"
+    model.load_state_dict(torch.load(folder / name, weights_only=True))
+    return (model if steps else fuse_bn(model)).eval()
+
+
+def integer_accuracy(program: IntegerNetwork, data: tuple[Any, Any]) -> float:
+    right = 0
+    for x, y in Batches(data, 250):
+        right += int((program(x)[0].argmax(1) == y).sum())
+    return right / len(data[1])
+
+
+def backend_for(graph: Any) -> str:
+    return "reference" if get("numba").unsupported(graph) else "numba"
+
+
+def row(model: Any, graph: Any, data: Any) -> list[Any]:
+    """One line of the table; raises if a single integer differs."""
+    x, integers = data.test[0][:CHECKED], IntegerNetwork(graph)
+    output, record = integers(torch.from_numpy(x))
+    neurons = [n.name for n in graph.of("spike", "lif")]
+    chosen = backend_for(graph)
+    result = snnkit.compile(graph, chosen).run(x, record=neurons)
+    different = sum(int((result.counts[n] != record[n].numpy()).sum()) for n in neurons)
+    different += int((result.outputs["output"] != output.numpy()).sum())
+    if different:
+        raise SystemExit(f"{different} integers differ between PyTorch and {chosen}")
+    silent = [n for n in neurons if not record[n].any()]
+    if silent:
+        raise SystemExit(f"silent layers: {silent}")
+    fired = [n for n in neurons if not n.endswith(".relay")]
+    spikes = sum(int(record[n].sum()) for n in fired) / len(x)
+    rate = spikes / sum(record[n][0].numel() for n in fired)
+    paper = paper_energy(model, torch.from_numpy(x))
+    graded = paper_energy(model, torch.from_numpy(x), graded=True)
+    counted = counted_energy(graph, result)
+    return [
+        model.steps,
+        accuracy(model, Batches(data.test, 250)),
+        integer_accuracy(integers, data.test),
+        round(spikes),
+        round(rate, 4),
+        round(sum(r.operations for r in counted)),
+        *(round(sum(r.picojoules for r in rows) / 1e3, 1) for rows in (paper, graded, counted)),
+        chosen,
+    ]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--data", choices=["digits", "mnist", "cifar", "nmnist"], required=True)
+    arguments.add_argument("--trained", type=Path, required=True)
+    arguments.add_argument("--output", type=Path, required=True)
+    options = arguments.parse_args()
+    torch.set_num_threads(1)
+    options.output.mkdir(parents=True, exist_ok=True)
+    data = load(options.data)
+    stored = json.loads((options.trained / "accuracies.json").read_text())
+    config, lengths = stored["config"], [s["steps"] for s in stored["schedule"]["chain"]]
+    ann = network(options.trained, config, None)
+    dense = sum(r.dense for r in paper_energy(ann, torch.from_numpy(data.test[0][:CHECKED])))
+    found = accuracy(ann, Batches(data.test, 250))
+    print(f"ANN: accuracy {found:.4f}, {dense:,.0f} MACs = {dense * 4.6e-3:,.1f} nJ per image")
+    rows = []
+    for steps in lengths if "lif" in TABLE else [1]:
+        model = network(options.trained, config, steps)
+        graph = from_snn(model, data.train[0][:2000])
+        rows.append(row(model, graph, data))
+        if steps == 1:
+            snnkit.save(graph, options.output / "t1.onnx")
+            certificate = snnkit.verify(graph, data.test[0][:50])
+            if not certificate.passed:
+                raise SystemExit(f"not exact: {certificate.first_difference}")
+            print(f"T = 1: {certificate.neurons_compared:,} neurons compared, none different")
+    head = ["T", "float", "integers", "spikes", "rate", "synops", "nJ paper", "nJ graded"]
+    print(table([*head, "nJ counted", "backend"], rows))
+    print(f"spikes, rate, synops, nJ: means of {CHECKED} test images, all steps; differences: 0")
+
+
+if __name__ == "__main__":
+    main()
