@@ -24,7 +24,7 @@ CHANNELS = 4
 def peak_macs(isa_name: str) -> float | None:
     """Multiply-accumulates per second of one thread: the best of 30 runs of a loop in registers.
 
-    The loop does what the row kernels do to a word (`Emit.dot`: vpdpbusd on AVX-512 VNNI, two
+    The loop does what the row kernels do to a word (`Emit.dot`: vpdpbusd where there is VNNI, two
     vpmaddwd and additions on AVX2) with nothing to load. None for the path without vectors.
     """
     if isa_name not in ISAS:
