@@ -71,11 +71,14 @@ def conditions(report: Report) -> list[str]:
         made = ", ".join(f"{op} x{n}" for op, n in note["operators"].items())
         lines.append(f"{rival}: {note['made']}; runs {made}")
     lines += [f"left out: {name}: {reason}" for name, reason in report.left_out.items()]
-    loads = [load for row in report.rows for load in row.load_average]
-    if loads:
-        lines.append(f"load average {min(loads):.2f} to {max(loads):.2f}")
     lines.append(", ".join(f"{name} {version}" for name, version in report.versions.items()))
     return lines
+
+
+def load(rows: Sequence[Row]) -> str:
+    """How busy the machine was; one of it is the run itself."""
+    loads = [load for row in rows for load in row.load_average]
+    return f"load average {min(loads):.2f} to {max(loads):.2f}, this run included"
 
 
 def print_report(report: Report) -> None:
@@ -84,7 +87,7 @@ def print_report(report: Report) -> None:
     if not (sys.stdout.isatty() and _rich(header, lines)):
         print(table(header, lines))
     print()
-    print("\n".join(conditions(report)))
+    print("\n".join([*conditions(report), load(report.rows)]))
 
 
 def _rich(header: Sequence[str], lines: Sequence[Sequence[str]]) -> bool:
