@@ -48,7 +48,7 @@ def _point(name: str, grows: str, factor: int, rounds: int) -> tuple[list[str], 
     return cells, figures
 
 
-def growth(scope: Scope, say: Callable[[str], None]) -> Table:
+def growth(scope: Scope, say: Callable[[str], None]) -> list[Table]:
     header = ["workload", "grows", "factor", "MACs", "synops", "us snnkit", "us ort int8", "ratio"]
     header += ["bytes in flight", "bytes of net.onnx"]
     lines, figures = [], []
@@ -70,4 +70,4 @@ def growth(scope: Scope, say: Callable[[str], None]) -> Table:
         "value = a * factor^k.",
         "bytes in flight: memory of one sample while it runs, weights not included.",
     ]
-    return Table("Cost against size", notes, header, lines, figures)
+    return [Table("Cost against size", notes, header, lines, figures)]

@@ -24,7 +24,7 @@ from snnkit.bench.table import markdown
 from snnkit.errors import SnnkitError
 from snnkit.files import write_beside
 
-TABLES: dict[str, Callable[[Scope, Say], Table]] = {
+TABLES: dict[str, Callable[[Scope, Say], list[Table]]] = {
     "workloads": tables.workloads,
     "levels": tables.levels,
     "growth": growth.growth,
@@ -63,10 +63,10 @@ def run(names: list[str], scope: Scope, output: Path) -> None:
     texts, figures = [], {}
     for name in names:
         start = time.perf_counter()
-        table = TABLES[name](scope, _say)
+        made = TABLES[name](scope, _say)
         _say(f"{name}: {time.perf_counter() - start:.0f} s")
-        texts.append(as_markdown(table))
-        figures[name] = table.figures
+        texts += [as_markdown(table) for table in made]
+        figures[name] = made[-1].figures
         text = "\n".join([head, *texts, f"After: {machine()}\n"])
         write_beside(output / "benchmarks.md", text.encode())
         write_beside(output / "benchmarks.json", json.dumps(figures, indent=1).encode())

@@ -64,7 +64,7 @@ def _run(code: str, model: Path, x: Path, cache: Path) -> list[float]:
     return [time.perf_counter() - start, *json.loads(done.stdout.splitlines()[-1])]
 
 
-def startup(scope: Scope, say: Callable[[str], None]) -> Table:
+def startup(scope: Scope, say: Callable[[str], None]) -> list[Table]:
     name = "mnist"
     runs: dict[str, list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -89,4 +89,4 @@ def startup(scope: Scope, say: Callable[[str], None]) -> Table:
         for title, some in runs.items()
     ]
     notes = [f"Seconds (wall), median of {min(RUNS, scope.rounds)} processes, network {name}."]
-    return Table("Start-up", notes, header, lines, runs)
+    return [Table("Start-up", notes, header, lines, runs)]

@@ -161,7 +161,7 @@ def row(name: str, label: str, width: int, scope: Scope) -> tuple[list[str], dic
     return line, figures
 
 
-def streaming(scope: Scope, say: Callable[[str], None]) -> Table:
+def streaming(scope: Scope, say: Callable[[str], None]) -> list[Table]:
     header = ["workload", "events/s", "packet", "events in + out", "neurons that differ"]
     header += ["us stream", "us anew", "us ort int8 anew", "int8 / stream", "anew / stream"]
     header += ["recomputed"]
@@ -181,4 +181,4 @@ def streaming(scope: Scope, say: Callable[[str], None]) -> Table:
         "the window's counts ready made. Outputs are compared with onnxruntime on net.onnx after "
         "every packet, every neuron after every block.",
     ]
-    return Table("Streams", notes, header, lines, figures)
+    return [Table("Streams", notes, header, lines, figures)]

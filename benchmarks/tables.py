@@ -79,8 +79,8 @@ def _joined(title: str, notes: list[str], reports: Sequence[Report]) -> Table:
     return Table(title, [*notes, *said], header, lines, [r.json() for r in reports])
 
 
-def workloads(scope: Scope, say: Say) -> Table:
-    """Every workload on real inputs and on random ones of every density."""
+def workloads(scope: Scope, say: Say) -> list[Table]:
+    """Every workload on real inputs and on random ones of every density: ratios, then all."""
     reports = [_report(name, scope, say, densities=scope.densities) for name in scope.names]
     notes = [
         *origin(scope.names),
@@ -89,10 +89,23 @@ def workloads(scope: Scope, say: Say) -> Table:
         "peak: dense-equivalent multiply-accumulates per second over the peak of one thread; above "
         "100 % where work is skipped.",
     ]
-    return _joined("Workloads", notes, reports)
+    return [_ratios(reports), _joined("Workloads", notes, reports)]
 
 
-def levels(scope: Scope, say: Say) -> Table:
+def _ratios(reports: Sequence[Report]) -> Table:
+    """One line per workload and batch: how many times faster than the int8 rival on each input."""
+    inputs = list(dict.fromkeys(row.input for report in reports for row in report.rows))
+    lines = []
+    for report in reports:
+        for size in dict.fromkeys(row.batch for row in report.rows):
+            found = {r.input: r.ratios[INT8] for r in report.rows if r.batch == size}
+            ratios = ["{medians:.2f} ({minima:.2f})".format(**found[name]) for name in inputs]
+            lines.append([report.rows[0].workload, str(size), *ratios])
+    notes = ["Time of onnxruntime int8 / ours, of medians (of minima); inputs: real, or density."]
+    return Table("Times faster than onnxruntime int8", notes, ["workload", "batch", *inputs], lines)
+
+
+def levels(scope: Scope, say: Say) -> list[Table]:
     """Accuracy and time by number of levels: the int8 rival has 255."""
     header = ["workload", "levels", "float", "ort int8", "snnkit", "us snnkit", "us ort int8"]
     header += ["ratio"]
@@ -108,7 +121,7 @@ def levels(scope: Scope, say: Say) -> Table:
             lines.append([*line, f"{row.ratios[INT8]['medians']:.2f}"])
             figures.append({"levels": count, "accuracy": found, **report.json()})
     notes = [*origin(scope.names), "Real inputs, batch 1, one thread. No retraining by level."]
-    return Table("Levels, accuracy and time", notes, header, lines, figures)
+    return [Table("Levels, accuracy and time", notes, header, lines, figures)]
 
 
 def _accuracy(name: str, graph: Any) -> dict[str, float]:
@@ -122,7 +135,7 @@ def _accuracy(name: str, graph: Any) -> dict[str, float]:
     return prepared.accuracies(name, calls)
 
 
-def paths(scope: Scope, say: Say) -> Table:
+def paths(scope: Scope, say: Say) -> list[Table]:
     """The same network on every set of instructions that this CPU has, and without any."""
     here = [*(n for n, isa in ISAS.items() if not missing(isa, host_features())), GENERIC]
     header = ["workload", "batch", "SNNKIT_CPU_PATH", "us snnkit", "us ort int8", "ratio", "peak"]
@@ -141,10 +154,10 @@ def paths(scope: Scope, say: Say) -> Table:
         "Real inputs, one thread. The rival always uses the best instructions of this CPU. peak: "
         "of the path's own instruction.",
     ]
-    return Table("Sets of instructions", notes, header, lines, figures)
+    return [Table("Sets of instructions", notes, header, lines, figures)]
 
 
-def threads(scope: Scope, say: Say) -> Table:
+def threads(scope: Scope, say: Say) -> list[Table]:
     """One thread and two, ours and the int8 rival's, in turns: wall time."""
     header = ["workload", "batch", "snnkit 1", "snnkit 2", "gain", "ort int8 1", "ort int8 2"]
     header += ["gain", "ratio at 2"]
@@ -180,4 +193,4 @@ def threads(scope: Scope, say: Say) -> Table:
         f"{min(loads):.2f} to {max(loads):.2f} (this run included). gain: of medians "
         "(of minima).",
     ]
-    return Table("Two threads against one", notes, header, lines, figures)
+    return [Table("Two threads against one", notes, header, lines, figures)]
