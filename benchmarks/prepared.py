@@ -14,7 +14,7 @@ from benchmarks.workloads import WORKLOADS, Samples, samples
 from snnkit.graph import Graph
 
 LEVELS = 15
-CALIBRATION = 512
+CALIBRATION = 256
 TESTED = 2000
 """Samples that accuracies are of, at most."""
 
