@@ -300,7 +300,7 @@ class _Session:
         for entry in report.executions.values():
             if "all_steps" in entry:
                 entry["mean_steps"] = entry.pop("all_steps") / report.samples
-        report.versions = _versions()
+        report.versions = versions()
         report.meta = dict(graph.meta)
         return report
 
@@ -367,7 +367,7 @@ def _classes(b: Boundary, y: Array) -> Array | None:
     return flat.argmax(axis=1) if flat.shape[1] > 1 else None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("snnkit", "numpy", "numba", "onnx", "onnxruntime"):
         try:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snnkit.errors import BackendMissing, BadCalibration, SnnkitError
@@ -207,6 +208,31 @@ def _info(a: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(a: argparse.Namespace) -> int:
+    from snnkit.bench import DENSITIES, bench
+    from snnkit.bench.table import print_report
+    from snnkit.files import parse_model, read_bytes
+
+    samples = _read_array(a.input, "input") if a.input else None
+    report = bench(
+        _load(a.net),
+        source=parse_model(read_bytes(a.source), a.source) if a.source else None,
+        samples=samples,
+        densities=a.density or (() if a.input else DENSITIES),
+        batch=a.batch,
+        threads=a.threads,
+        rounds=a.rounds,
+        against=a.against or ("onnxruntime",),
+        workload=Path(a.net).stem.removesuffix(".net"),
+        say=_say,
+    )
+    if a.json:
+        print(json.dumps(report.json(), indent=2))
+    else:
+        print_report(report)
+    return 0
+
+
 def _doctor(a: argparse.Namespace) -> int:
     from snnkit.doctor import diagnose, doctor_text
 
@@ -282,6 +308,26 @@ def parser() -> argparse.ArgumentParser:
 
     i = command("info", _info, "layers, neurons and bounds; or why a model cannot be converted")
     i.add_argument("model", help="float ONNX file or net.onnx")
+
+    b = command("bench", _bench, "time per sample beside rivals, once equality is proved")
+    b.add_argument("net", help="net.onnx")
+    b.add_argument(
+        "--against",
+        action="append",
+        choices=("onnxruntime", "torch", "spikingjelly", "sinabs"),
+        help="repeatable; default onnxruntime: fp32 and int8 of the source, and net.onnx itself",
+    )
+    b.add_argument("--source", help="the float ONNX model, for the rivals that run it")
+    b.add_argument("--input", help=".npy, or .npz by input name: real inputs to time")
+    b.add_argument(
+        "--density",
+        type=float,
+        nargs="+",
+        help="shares of random input units that are events; default without --input: 0.005 to 1",
+    )
+    b.add_argument("--batch", type=int, nargs="+", default=[1, 32])
+    b.add_argument("--threads", type=int, default=1)
+    b.add_argument("--rounds", type=int, default=15, help="runs of each candidate, in turns")
     command("doctor", _doctor, "versions, backends, and what is missing")
     return main
 

@@ -1,0 +1,91 @@
+"""The most multiply-accumulates per second of one core: the engine's inner instruction alone."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from snnkit.backends.numba_cpu.fast.isa import ISAS
+
+SUMS = 12
+"""Independent vectors of sums: enough to hide the latency of the instruction, few enough for
+registers."""
+STEPS = 20_000
+ROUNDS = 30
+_ENGINES: list[Any] = []
+CHANNELS = 4
+"""Of one word: every lane of a vector of sums takes as many products at once."""
+
+
+@cache
+def peak_macs(isa_name: str) -> float | None:
+    """Multiply-accumulates per second of one thread: the best of 30 runs of a loop in registers.
+
+    The loop does what the row kernels do to a word (`Emit.dot`: vpdpbusd where there is VNNI, two
+    vpmaddwd and additions on AVX2) with nothing to load. None for the path without vectors.
+    """
+    if isa_name not in ISAS:
+        return None
+    run, memory = register_loop(isa_name)
+    best = float("inf")
+    for _ in range(ROUNDS):
+        start = time.thread_time()
+        run(memory.ctypes.data)
+        best = min(best, time.thread_time() - start)
+    return SUMS * ISAS[isa_name].lanes * CHANNELS * STEPS / best
+
+
+def register_loop(isa_name: str) -> tuple[Callable[[int], int], Any]:
+    """The compiled loop, which takes the address of its memory, and that memory: weights, then the
+    sums, which it adds to. In step k the word is k."""
+    import llvmlite.binding as llvm
+    import numba  # noqa: F401 (sets LLVM up for this CPU)
+    import numpy as np
+
+    from snnkit.backends.numba_cpu.fast.pack import aligned
+
+    memory = aligned(128 * SUMS)
+    memory[:] = np.arange(memory.size) % 251
+    target = llvm.Target.from_default_triple()
+    machine = target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=2,
+        jit=True,
+    )
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_loop(isa_name)), machine)
+    engine.finalize_object()
+    run = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(engine.get_function_address("peak"))
+    # the code lives as long as its engine
+    _ENGINES.append(engine)
+    return run, memory
+
+
+def _loop(isa_name: str) -> str:
+    from llvmlite import ir
+
+    from snnkit.backends.numba_cpu.fast.emit import I32, I64, Emit
+
+    isa, module = ISAS[isa_name], ir.Module("snnkit_peak")
+    function = ir.Function(module, ir.FunctionType(I64, [I64]), "peak")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    e, base = Emit(builder, isa), function.args[0]
+    groups = SUMS * isa.lanes // 16
+    behind = isa.word_bytes * groups
+    # all weights and all starts differ, or the code generator would compute a sum once for many
+    weights = e.weights(base, groups)
+    places = [builder.add(base, I64(behind + 4 * isa.lanes * i)) for i in range(SUMS)]
+    starts = [e.load(e.ints, place) for place in places]
+
+    def body(k: Any, sums: list[Any]) -> Any:
+        # a word that stays the same would let it multiply before the loop
+        return e.dot(sums, builder.trunc(k, I32), weights)
+
+    ends = e.loop(I64(0), I64(STEPS), starts, body)
+    for value, place in zip(ends, places, strict=True):
+        e.store(value, place)
+    builder.ret(I64(0))
+    return str(module)
