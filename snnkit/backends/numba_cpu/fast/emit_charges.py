@@ -128,10 +128,9 @@ def block(e: Emit, arguments: Value, groups: int) -> Value:
     side = e.isa.blocks[groups - 1]
     sites, total, words, site_bytes = a.hoist(f.A_SITES, f.A_COUNT, f.A_WORDS, f.A_SITE_BYTES)
     segments, count, weight = a.hoist(f.A_SEGMENTS, f.A_SEGMENT_COUNT, f.A_WEIGHT)
-    init, init_step, out, out_step = a.hoist(f.A_INIT, f.A_INIT_STEP, f.A_OUT, f.A_OUT_STEP)
+    init, init_step = a.hoist(f.A_INIT, f.A_INIT_STEP)
     size, per = e.isa.word_bytes * groups, groups * 16 // e.isa.lanes
-    vector_bytes = 4 * e.isa.lanes
-    spare = b.ptrtoint(b.alloca(vector(I32, 16), side * groups), I64)
+    keep = _keeper(e, a, groups)
 
     def block_of_sites(t: Value, _: list[Value]) -> Sequence[Value]:
         places = [e.index(e.at(sites, b.add(t, I64(p)), 4)) for p in range(side)]
@@ -157,29 +156,41 @@ def block(e: Emit, arguments: Value, groups: int) -> Value:
             return e.loop(I64(0), words, charges, column)
 
         charges = e.loop(I64(0), count, starts, segment)
-        rest = b.sub(total, t)
+        keep(b.sub(total, t), t, charges)
+        return []
+
+    e.loop(I64(0), total, [], block_of_sites, side)
+    return I64(0)
+
+
+def _keeper(e: Emit, a: Arguments, groups: int) -> Callable[[Value, Value, Sequence[Value]], None]:
+    """Code that stores the charges of a block of sites, of which `rest` are wanted: sites behind
+    the last one may not be written, because charges of the next row lie there."""
+    b, side, per = e.b, e.isa.blocks[groups - 1], groups * 16 // e.isa.lanes
+    out, out_step = a.hoist(f.A_OUT, f.A_OUT_STEP)
+    size = 4 * e.isa.lanes
+    spare = b.ptrtoint(b.alloca(vector(I32, 16), side * groups), I64)
+
+    def keep(rest: Value, first: Value, charges: Sequence[Value]) -> None:
         full, cut, after = (b.append_basic_block(n) for n in ("full", "cut", "after"))
         b.cbranch(b.icmp_signed(">=", rest, I64(side)), full, cut)
         b.position_at_end(full)
         for i, charge in enumerate(charges):
-            to = e.at(out, b.add(t, I64(i // per)), out_step)
-            e.store(charge, b.add(to, I64(vector_bytes * (i % per))), 4)
+            to = e.at(out, b.add(first, I64(i // per)), out_step)
+            e.store(charge, b.add(to, I64(size * (i % per))), 4)
         b.branch(after)
         b.position_at_end(cut)
-        # sites behind the last one may not be written: charges of the next row lie there
         for i, charge in enumerate(charges):
-            e.store(charge, b.add(spare, I64(vector_bytes * i)), 4)
+            e.store(charge, b.add(spare, I64(size * i)), 4)
 
         def one(p: Value, _: list[Value]) -> Sequence[Value]:
-            to = e.at(out, b.add(t, p), out_step)
+            to = e.at(out, b.add(first, p), out_step)
             for j, charge in enumerate(e.vectors(e.at(spare, p, 64 * groups), groups, e.ints)):
-                e.store(charge, b.add(to, I64(vector_bytes * j)), 4)
+                e.store(charge, b.add(to, I64(size * j)), 4)
             return []
 
         e.loop(I64(0), rest, [], one)
         b.branch(after)
         b.position_at_end(after)
-        return []
 
-    e.loop(I64(0), total, [], block_of_sites, side)
-    return I64(0)
+    return keep

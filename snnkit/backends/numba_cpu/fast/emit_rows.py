@@ -137,13 +137,19 @@ def quantise(e: Emit, arguments: Value, exact: int) -> Value:
     full = b.and_(width, I64(-lanes))
     state = e.loop(I64(0), full, [I64(0)], lambda x, s: pixels(x, s, True), lanes)
     events = e.loop(full, width, state, lambda x, s: pixels(x, s, False), lanes)[0]
+    _fill_prefix(e, a, events)
+    return events
+
+
+def _fill_prefix(e: Emit, a: Arguments, events: Value) -> None:
+    """The prefix behind the last pixel."""
+    b = e.b
 
     def fill(x: Value, _: list[Value]) -> Sequence[Value]:
         e.store(e.splat(b.trunc(events, I32)), e.at(a[f.A_PREFIX], x, 4), 4)
         return []
 
-    e.loop(b.add(width, I64(1)), b.add(a[f.A_COLUMNS], I64(1)), [], fill, lanes)
-    return events
+    e.loop(b.add(a[f.A_WIDTH], I64(1)), b.add(a[f.A_COLUMNS], I64(1)), [], fill, e.isa.lanes)
 
 
 def _load_inside(e: Emit, address: Value, inside: Value) -> Value:
