@@ -32,7 +32,7 @@ from snnkit.reference import (
     dense,
     input_counts,
 )
-from snnkit.sequence import membrane, unroll
+from snnkit.sequence import by_length, membrane, unroll
 from tests.step_corpus import KINDS, STEPS, random_step_graph, silent_nodes, step_samples
 from tests.test_numba_cpu import EVERYTHING, SCHEDULES, equal, numba
 
@@ -72,6 +72,7 @@ def test_the_corpus_holds_what_the_laws_are_about() -> None:
         n.params["initial"].any() for n in latches if n.params
     )
     assert any("steps" in n.attrs for n in latches)
+    assert {bool(g.lengths) for g in graphs if not g.steps} == {True, False}
     assert {b.time is None for g in graphs for b in g.outputs} == {True, False}
     assert any(b.batch for g in graphs for b in g.inputs)
     assert any(b.scale.size > 1 for g in graphs for b in (*g.inputs, *g.outputs) if b.time)
@@ -97,7 +98,7 @@ def test_onnxruntime_computes_every_node_at_every_step(seed: int) -> None:
     assert again.digest == graph.digest and files.to_bytes(again) == content
     found = session(content).run([b.name for b in graph.outputs], x)
     for b, y in zip(graph.outputs, found, strict=True):
-        expected = read_out(graph, b, values[b.node])
+        expected = read_out(graph, b, values[b.node], x.get(graph.lengths))
         assert y.shape == expected.shape and y.tobytes() == expected.tobytes()
 
 
@@ -145,7 +146,9 @@ def test_values_and_membranes_stay_within_their_proved_bounds(seed: int) -> None
             reached[name] = max(reached.get(name, 0), int(np.abs(value).max()))
         return _dense_window(window, feeds)
 
-    for name, value in unroll(graph, input_counts(graph, x), watched).items():
+    for name, value in by_length(
+        graph, input_counts(graph, x), lambda c, _: unroll(graph, c, watched)
+    ).items():
         node = graph.node[name]
         assert node.lo <= value.min() and value.max() <= node.hi
     for n in graph.of("lif"):
@@ -182,7 +185,7 @@ def test_charge_and_range_at_every_instant(schedule, seed, monkeypatch) -> None:
         schedule(machine, Schedule(seed=seed))
         return dict(machine.value)
 
-    unroll(graph, input_counts(graph, x), run)
+    unroll(graph, {n.name: input_counts(graph, x)[n.name] for n in graph.of("input")}, run)
     assert audits > 20
 
 
@@ -196,6 +199,8 @@ def test_a_sample_does_not_depend_on_its_batch_or_the_threads(seed: int) -> None
         together = program.run(x, threads=2, **how)
         equal(program.run(x, threads=1, **how), together, EVERYTHING)
         one = {b.name: x[b.name].take([3], axis=b.batch) for b in graph.inputs}
+        if graph.lengths:
+            one[graph.lengths] = x[graph.lengths][[3]]
         alone = program.run(one, **how)
         for what in ("counts", "spikes", "synops"):
             for name, value in getattr(alone, what).items():
@@ -210,7 +215,11 @@ def test_what_comes_later_does_not_matter(seed: int) -> None:
     """Causality: the first steps of a sweep forwards, the last steps of one backwards."""
     rng = np.random.default_rng(500 + seed)
     graph = random_step_graph(rng, 5, KINDS[seed % 3], fixed=False)
-    while len({d for _, d in graph.sweeps if d}) != 1 or 0 in [d for _, d in graph.sweeps[1:]]:
+    while (
+        graph.lengths
+        or len({d for _, d in graph.sweeps if d}) != 1
+        or 0 in [d for _, d in graph.sweeps[1:]]
+    ):
         graph = random_step_graph(rng, 5, KINDS[seed % 3], fixed=False)
     forward = any(d > 0 for _, d in graph.sweeps)
     x = step_samples(graph, rng, 3, 5)
@@ -238,23 +247,6 @@ def test_the_certificate_compares_every_step(seed: int) -> None:
     # onnxruntime, then two backends in four modes, at rest and carried on
     assert found.neurons_compared == 17 * 3 * units
     assert set(found.executions) >= {"numba settle", "numba fuzz, carried", "reference steps"}
-
-
-@pytest.mark.parametrize("fault", ["leak", "direction"])
-def test_the_certificate_sees_a_fault_between_steps(fault: str, monkeypatch) -> None:
-    """A membrane that leaks one unit more; a sweep that goes the other way round."""
-    if fault == "leak":
-        barrier = sequence.LIF.barrier
-        monkeypatch.setattr(type(sequence.LIF), "barrier", lambda s, n, xs: barrier(n, xs) - 10**6)
-        seed = next(s for s in SEEDS if s % 4 == 2 and drawn(s)[0].of("lif"))
-    else:
-        monkeypatch.setattr(sequence, "order", lambda direction, steps: range(steps))
-        seed = next(s for s in SEEDS if s % 4 == 2 and drawn(s)[0].sweeps[-1][1] < 0)
-    graph, x, _ = drawn(seed)
-    found = verify(graph, x, modes=["settle"])
-    assert not found.passed
-    for title in ("onnxruntime, all neurons", "numba settle", "numba settle, carried"):
-        assert found.executions[title]["different"] > 0
 
 
 # --- oracles in plain Python ----------------------------------------------------------------
@@ -426,32 +418,38 @@ def recurrent(rng: np.random.Generator, features: int, hidden: int) -> tuple[Gra
     return graph, {"w": w, "r": r, "b": np.concatenate([b, np.zeros_like(b)], axis=1)}
 
 
-def rnn_session(arrays: dict[str, np.ndarray], hidden: int) -> ort.InferenceSession:
+def rnn_session(arrays: dict[str, np.ndarray], hidden: int, lengths: str) -> ort.InferenceSession:
     rnn = helper.make_node(
-        "RNN", ["X", "w", "r", "b", "", "H0"], ["Y", "Yh"], hidden_size=hidden,
+        "RNN", ["X", "w", "r", "b", lengths, "H0"], ["Y", "Yh"], hidden_size=hidden,
         direction="bidirectional", activations=["Relu", "Relu"],
     )  # fmt: skip
     kinds = {"X": 3, "H0": 3, "Y": 4, "Yh": 3}
     ports = [
         helper.make_tensor_value_info(k, TensorProto.FLOAT, [None] * n) for k, n in kinds.items()
     ]
+    if lengths:
+        ports.insert(2, helper.make_tensor_value_info(lengths, TensorProto.INT32, [None]))
     weights = [numpy_helper.from_array(a.astype(np.float32), k) for k, a in arrays.items()]
-    body = helper.make_graph([rnn], "rnn", ports[:2], ports[2:], weights)
+    body = helper.make_graph([rnn], "rnn", ports[:-2], ports[-2:], weights)
     imports = [helper.make_opsetid("", 20)]
     return session(helper.make_model(body, opset_imports=imports, ir_version=10))
 
 
+@pytest.mark.parametrize("lengths", ["", "L"])
 @pytest.mark.parametrize("steps", STEPS[:3])
-def test_a_bidirectional_rnn_is_onnxruntimes_own(steps: int) -> None:
+def test_a_bidirectional_rnn_is_onnxruntimes_own(steps: int, lengths: str) -> None:
     """While nothing leaves 0..255 the Relu RNN of float32 integers is exact: three executions."""
     rng = np.random.default_rng(steps)
     graph, arrays = recurrent(rng, 4, 6)
+    graph = replace(graph, lengths=lengths)
     x = {
         "X": rng.integers(0, 4, (steps, 7, 4)).astype(np.float32),
         "H0": rng.integers(0, 4, (2, 7, 6)).astype(np.float32),
     }
-    y, last = rnn_session(arrays, 6).run(["Y", "Yh"], x)
-    assert 3 < y.max() < 255 and (y > 0).mean() > 0.2
+    if lengths:
+        x[lengths] = rng.integers(1, steps + 1, 7).astype(np.int32)
+    y, last = rnn_session(arrays, 6, lengths).run(["Y", "Yh"], x)
+    assert 3 < y.max() < 255 and (y > 0).mean() > 0.1
     found = [session(files.to_bytes(graph)).run(None, x)]
     for carry in (False, True):
         result = numba(graph).run(x, mode="events", carry=carry)
@@ -460,6 +458,28 @@ def test_a_bidirectional_rnn_is_onnxruntimes_own(steps: int) -> None:
         assert stacked.tobytes() == y.tobytes()
         assert np.array_equal(np.stack([forward, backward]), last)
     assert verify(graph, x).passed
+
+
+@pytest.mark.parametrize("fault", ["leak", "direction"])
+def test_the_certificate_sees_a_fault_between_steps(fault: str, monkeypatch) -> None:
+    """A membrane that leaks one unit more; a sweep that goes the other way round."""
+    rng = np.random.default_rng(4)
+    if fault == "leak":
+        graph = leaky(9, "soft", 0, 5, low=0, theta=300, reset=300)
+        data: Any = rng.integers(0, 256, (6, 5, 9)).astype(np.float32)
+        barrier = sequence.LIF.barrier
+        monkeypatch.setattr(type(sequence.LIF), "barrier", lambda s, n, xs: barrier(n, xs) - 1)
+    else:
+        graph, _ = recurrent(rng, 4, 6)
+        data = {
+            "X": rng.integers(0, 4, (3, 5, 4)).astype(np.float32),
+            "H0": np.zeros((2, 5, 6), np.float32),
+        }
+        monkeypatch.setattr(sequence, "order", lambda direction, steps: range(steps))
+    found = verify(graph, data, modes=["settle"])
+    assert not found.passed
+    for title in ("onnxruntime, all neurons", "numba settle", "numba settle, carried"):
+        assert found.executions[title]["different"] > 0
 
 
 # --- wrong graphs ---------------------------------------------------------------------------
@@ -497,6 +517,9 @@ WRONG: dict[str, tuple[dict[str, Any], type[errors.SnnkitError], str]] = {
     "negative steps": ({"steps": -1}, errors.InvalidGraph, "-1 steps"),
     "other steps": ({"steps": 5}, errors.InvalidGraph, "'X'.*5 steps"),
     "free steps": ({"steps": 0}, errors.InvalidGraph, "'X'.*0 steps"),
+    "lengths": ({"lengths": "L"}, errors.InvalidGraph, "lengths 'L' with 4 steps"),
+    "lengths named as an input": ({"lengths": "X"}, errors.InvalidGraph, "distinct names"),
+    "lengths of a bad name": ({"lengths": "%x"}, errors.InvalidGraph, "starts with %"),
     "no sweeps": ({"sweeps": ()}, errors.InvalidGraph, "time without sweeps"),
     "no latches": ({"latches": {}}, errors.InvalidGraph, "one source for each latch"),
     "a source that is not there": ({"latches": {"h": "q"}}, errors.InvalidGraph, "source 'q'"),
@@ -604,6 +627,16 @@ def test_data_of_another_length() -> None:
         dense(graph, counts)
 
 
+def test_lengths_that_do_not_fit_the_data() -> None:
+    graph = replace(recurrent(np.random.default_rng(0), 4, 6)[0], lengths="L")
+    x = {"X": np.zeros((3, 2, 4), np.float32), "H0": np.zeros((2, 2, 6), np.float32)}
+    for wrong in ([0, 1], [1, 4], [1], [[1, 2]], [1.5, 2]):
+        with pytest.raises(errors.BadCalibration, match="L"):
+            as_inputs(graph, {**x, "L": np.array(wrong)})
+    with pytest.raises(errors.BadCalibration, match="'L'"):
+        as_inputs(graph, x)
+
+
 # --- damaged files --------------------------------------------------------------------------
 
 
@@ -623,6 +656,8 @@ def test_data_of_another_length() -> None:
         {"latches": {"h": ["s"]}},
         {"latches": ["h"]},
         {"latches": {}},
+        {"lengths": "X"},
+        {"lengths": ["L"]},
     ],
 )
 def test_a_damaged_description_of_time(change: dict[str, Any]) -> None:
