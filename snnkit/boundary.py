@@ -14,6 +14,9 @@ from snnkit.sweeps import most_steps, order
 
 FLOATS = {"float32": np.float32, "float16": np.float16, "float64": np.float64}
 INTEGERS = {"uint8": np.uint8, "int8": np.int8, "int32": np.int32, "int64": np.int64}
+LENGTHS = "\0lengths"
+"""Where values by node hold the samples' numbers of steps, [N]. No name of a node holds a NUL."""
+
 DTYPES: dict[str, Any] = {**FLOATS, **INTEGERS}
 
 
@@ -23,24 +26,39 @@ def as_inputs(graph: Graph, x: Any) -> dict[str, npt.NDArray[Any]]:
     Raises BadCalibration where a name, a shape or a type does not fit, or a value is not finite.
     """
     named = dict(x) if isinstance(x, dict) else {graph.inputs[0].name: x}
-    wanted = [b.name for b in graph.inputs]
+    wanted = [b.name for b in graph.inputs] + ([graph.lengths] if graph.lengths else [])
     if sorted(named) != sorted(wanted):
         raise BadCalibration(f"data for inputs {sorted(named)}; expected {wanted}")
     checked = {
         b.name: check_samples(b.name, b.dtype, b.dims, named[b.name], b.batch) for b in graph.inputs
     }
     counts = {b.name: checked[b.name].shape[b.batch] for b in graph.inputs}
+    if graph.lengths:
+        lengths = check_samples(graph.lengths, "int32", ("N",), named[graph.lengths])
+        checked[graph.lengths], counts[graph.lengths] = lengths, len(lengths)
     if len(set(counts.values())) != 1:
         raise BadCalibration(f"numbers of samples differ between inputs: {counts}")
     if graph.sweeps:
-        count_steps(graph, {b.node: _canonical(b, checked[b.name]) for b in graph.inputs})
+        steps = count_steps(graph, {b.node: _canonical(b, checked[b.name]) for b in graph.inputs})
+        if graph.lengths and not (lengths.min() >= 1 and lengths.max() <= steps):
+            raise BadCalibration(
+                f"input '{graph.lengths}': {lengths.min()} to {lengths.max()}; expected 1 to "
+                f"{steps}, the steps of the data"
+            )
     return checked
 
 
 def input_counts(graph: Graph, x: Any) -> dict[str, npt.NDArray[np.int64]]:
     """Checked and quantised samples, by input node."""
-    named = as_inputs(graph, x)
-    return {b.node: quantise(b, graph.node[b.node], named[b.name]) for b in graph.inputs}
+    return counts_of(graph, as_inputs(graph, x))
+
+
+def counts_of(graph: Graph, x: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.int64]]:
+    """As `input_counts`, for what `as_inputs` gave; a graph's lengths are under LENGTHS."""
+    counts = {b.node: quantise(b, graph.node[b.node], x[b.name]) for b in graph.inputs}
+    if graph.lengths:
+        counts[LENGTHS] = x[graph.lengths].astype(np.int64)
+    return counts
 
 
 def check_samples(
@@ -132,12 +150,26 @@ def dequantise(b: Boundary, counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     return np.asarray(y, DTYPES[b.dtype])
 
 
-def read_out(graph: Graph, b: Boundary, value: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+def read_out(
+    graph: Graph,
+    b: Boundary,
+    value: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[Any]:
     """The output `b` for the value of its readout node, [N, T, *shape] in a sweep with steps."""
     direction = graph.direction(b.node)
     if direction and b.time is None:
-        value = value[:, order(direction, value.shape[1])[-1]]
+        value = at_last_step(direction, value, lengths)
     return dequantise(b, value)
+
+
+def at_last_step(
+    direction: int, value: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.int64]:
+    """[N, *shape] of [N, T, *shape]: the last step that a sweep of that direction took."""
+    if lengths is None or direction < 0:
+        return value[:, order(direction, value.shape[1])[-1]]
+    return value[np.arange(len(value)), lengths - 1]
 
 
 def _post(op: str, axis: int, y: npt.NDArray[Any], keepdims: bool) -> npt.NDArray[Any]:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from snnkit.backends import MODES, available, compile, get
-from snnkit.boundary import as_inputs, quantise, read_out, take_samples
+from snnkit.boundary import LENGTHS, as_inputs, counts_of, read_out, take_samples
 from snnkit.errors import BackendMissing, UsageError
 from snnkit.files import to_bytes
 from snnkit.graph import Boundary, Graph, Node
@@ -194,9 +194,11 @@ class _Session:
         """Compare samples start..stop; returns the outputs of the definition."""
         graph = self.graph
         x = self._take(self.x, slice(start, stop))
-        counts = {b.node: quantise(b, graph.node[b.node], x[b.name]) for b in graph.inputs}
+        counts = counts_of(graph, x)
         values = dense(graph, counts)
-        outputs = {b.name: read_out(graph, b, values[b.node]) for b in graph.outputs}
+        outputs = {
+            b.name: read_out(graph, b, values[b.node], counts.get(LENGTHS)) for b in graph.outputs
+        }
         for n in graph.of("spike", "lif"):
             v = values[n.name]
             self.fired[n.name] += [int((v > 0).sum()), int((v < 0).sum())]
@@ -217,7 +219,10 @@ class _Session:
         return outputs
 
     def _take(self, x: Mapping[str, Array], chosen: Any) -> dict[str, Array]:
-        return {b.name: take_samples(b, x[b.name], chosen) for b in self.graph.inputs}
+        taken = {b.name: take_samples(b, x[b.name], chosen) for b in self.graph.inputs}
+        if self.graph.lengths:
+            taken[self.graph.lengths] = x[self.graph.lengths][chosen]
+        return taken
 
     def _run_file(self, x: dict[str, Array]) -> dict[str, Array]:
         names = [b.name for b in self.graph.outputs]

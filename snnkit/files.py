@@ -208,6 +208,7 @@ def _rebuild(text: str, tensors: dict[str, TensorProto], where: str) -> Graph:
         # a one-shot graph has no entries about time
         sweeps = tuple(tuple(pair) for pair in content.get("sweeps", ()))
         steps = content.get("steps", 0)
+        lengths = str(content.get("lengths", ""))
         latches = {str(k): str(v) for k, v in content.get("latches", {}).items()}
     except SnnkitError:
         raise
@@ -217,7 +218,7 @@ def _rebuild(text: str, tensors: dict[str, TensorProto], where: str) -> Graph:
         raise MalformedGraph(
             f"{where}: the graph's description is incomplete: {error!r}"
         ) from error
-    return Graph(tuple(nodes.values()), inputs, outputs, meta, sweeps, steps, latches)
+    return Graph(tuple(nodes.values()), inputs, outputs, meta, sweeps, steps, latches, lengths)
 
 
 def _rebuild_node(

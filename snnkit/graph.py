@@ -196,6 +196,8 @@ class Graph:
     """Nodes in topological order, the boundaries, and where they came from (`meta`, strings).
 
     sweeps : (number of nodes, direction) of each sweep. steps : T, or 0. latches : latch -> source.
+    lengths : name of an int32 input [N] of the model, or "". Then sample n takes its first
+    lengths[n] steps only, in either direction; outputs of later steps are zero.
     """
 
     nodes: tuple[Node, ...]
@@ -205,6 +207,7 @@ class Graph:
     sweeps: tuple[tuple[int, int], ...] = ()
     steps: int = 0
     latches: Mapping[str, str] = field(default_factory=dict)
+    lengths: str = ""
 
     @cached_property
     def node(self) -> Mapping[str, Node]:
@@ -277,6 +280,9 @@ class Graph:
         if sorted(b.node for b in self.outputs) != sorted(readouts) or not readouts:
             raise InvalidGraph("the output boundaries and the readout nodes are not the same")
         tensors = [b.name for b in (*self.inputs, *self.outputs)]
+        if self.lengths:
+            _check_name(self.lengths)
+            tensors.append(self.lengths)
         if len(set(tensors)) != len(tensors) or "" in tensors:
             raise InvalidGraph(f"boundary names {tensors}; expected distinct names")
         for b in (*self.inputs, *self.outputs):
@@ -302,10 +308,7 @@ def _check_boundary(b: Boundary, node: Node) -> None:
             )
     if node.op == "readout" and b.offset.any():
         raise InvalidGraph(f"boundary '{b.name}': offset; an output's offset lies in its bias")
-    if not _is_text(b.name):
-        raise InvalidGraph(f"boundary {b.name!r}: expected a name in UTF-8")
-    if b.name.startswith((ARRAY, TENSOR)):
-        raise InvalidGraph(f"boundary '{b.name}': the name starts with {b.name[0]}, rename it")
+    _check_name(b.name)
     if not (b.scale > 0).all():
         raise InvalidGraph(f"boundary '{b.name}': scale {b.scale.min()}; expected above zero")
     if b.dtype not in BOUNDARY_TYPES:
@@ -338,6 +341,13 @@ def _check_boundary(b: Boundary, node: Node) -> None:
             raise InvalidGraph(f"boundary '{b.name}': {dict(step)}; expected {sorted(wanted)}")
 
 
+def _check_name(name: Any) -> None:
+    if not _is_text(name):
+        raise InvalidGraph(f"boundary {name!r}: expected a name in UTF-8")
+    if name.startswith((ARRAY, TENSOR)):
+        raise InvalidGraph(f"boundary '{name}': the name starts with {name[0]}, rename it")
+
+
 def _is_dim(value: Any) -> bool:
     return _is_text(value) or (type(value) is int and 0 < value <= INT32_BOUND)
 
@@ -349,6 +359,7 @@ def describe(graph: Graph) -> dict[str, Any]:
     if graph.sweeps:
         time["sweeps"] = [list(pair) for pair in graph.sweeps]
         time["steps"], time["latches"] = graph.steps, dict(sorted(graph.latches.items()))
+        time.update({"lengths": graph.lengths} if graph.lengths else {})
     return {
         "nodes": [
             {

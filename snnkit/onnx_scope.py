@@ -30,6 +30,7 @@ class Scope:
         self.bytes: dict[str, str] = {}
         self.words: dict[str, str] = {}
         self.stacks: dict[str, tuple[bool, str]] = {}
+        self.lengths = self.ends = self.ticks = ""
         self.called: set[str] = outer.called if outer else set()
 
     def source(self, node: Node, index: int = 0) -> Node:
@@ -79,6 +80,27 @@ class Scope:
         """Declare that `tensor` holds the node's values of all steps, as bytes or as words."""
         self.stacks[node.name] = (as_byte, tensor)
 
+    def long_lengths(self) -> str:
+        """The samples' numbers of steps, [N] int64; written once."""
+        if not self.lengths:
+            self.lengths = self.emit("Cast", [self.graph.lengths], "lengths", to=TensorProto.INT64)
+        return self.lengths
+
+    def _ends(self) -> str:
+        """Where in a stack the last step of each sample lies: [N, 2], (step, sample)."""
+        if not self.ends:
+            one, zero = self.array("one_step", np.int64(1)), self.array("step_first", np.int64(0))
+            step = self.emit("Sub", [self.long_lengths(), one], "ends.steps")
+            count = self.emit("Size", [step], "ends.count")
+            sample = self.emit("Range", [zero, count, one], "ends.samples")
+            column = self.array("column", np.array([1], np.int64))
+            pairs = [
+                self.emit("Unsqueeze", [tensor, column], f"ends.{i}")
+                for i, tensor in enumerate((step, sample))
+            ]
+            self.ends = self.emit("Concat", pairs, "ends", axis=1)
+        return self.ends
+
     def zero_point(self, node: Node) -> str:
         return self.array(f"zero_{-node.lo}", np.uint8(-node.lo))
 
@@ -122,6 +144,10 @@ class Scope:
             return self if self.graph.direction(name) else self.outer
         if name in self.stacks and name not in self.bytes and name not in self.words:
             as_byte, stack = self.stacks[name]
+            if self.graph.lengths and self.graph.direction(name) > 0:
+                tensor = self.emit("GatherND", [stack, self._ends()], f"{name}.last")
+                (self.is_byte if as_byte else self.is_word)(node, tensor)
+                return self
             # the first step is the last that a sweep backwards takes
             forward = self.graph.direction(name) > 0
             last = (

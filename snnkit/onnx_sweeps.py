@@ -29,9 +29,13 @@ def write_sweep(outer: Scope, k: int, recorded: Sequence[str]) -> None:
     for n in nodes:
         if n.op not in ("input", "latch"):
             TABLE[n.op].emit(n, body)
-    after = [_next_state(body, n) for n in nodes if n.op in ("latch", "lif")]
-    stacked = _stacked(outer, body, k, recorded)
+    active = _Active(outer, body) if graph.lengths else None
+    after = [_next_state(body, n, active) for n in nodes if n.op in ("latch", "lif")]
+    stacked = _stacked(outer, body, k, recorded, active)
     final = [f"{TENSOR}{n.name}.final" for n in nodes if n.op in ("latch", "lif")]
+    if active:
+        tick = helper.make_tensor_value_info(active.tick, TensorProto.INT64, [])
+        given.append((outer.ticks, tick))
     outer.append(
         "Scan",
         [*first, *(stack for stack, _ in given)],
@@ -48,6 +52,32 @@ def write_sweep(outer: Scope, k: int, recorded: Sequence[str]) -> None:
     )
 
 
+class _Active:
+    """Which samples still have a step, in the body of a Scan."""
+
+    def __init__(self, outer: Scope, body: Scope):
+        self.body, self.masks = body, dict[int, str]()
+        graph, suffix = outer.graph, body.suffix
+        # a Scan over the numbers of the steps beside its other inputs
+        timed = next(b.node for b in graph.inputs if b.time is not None)
+        if not outer.ticks:
+            zero, one = outer.array("step_first", np.int64(0)), outer.array("one_step", np.int64(1))
+            shape = outer.emit("Shape", [outer.stacks[timed][1]], "ticks.shape", start=0, end=1)
+            count = outer.emit("Squeeze", [shape], "ticks.count")
+            outer.ticks = outer.emit("Range", [zero, count, one], "ticks")
+        self.tick = f"{TENSOR}tick{suffix}"
+        self.flat = body.emit("Less", [self.tick, outer.long_lengths()], f"active{suffix}")
+
+    def choose(self, value: str, rest: str, node: Node, output: str) -> str:
+        """`value` for the active samples, `rest` for the others."""
+        rank = len(node.shape)
+        if rank not in self.masks:
+            shape = self.body.array(f"mask_{rank}", np.array([-1, *(1,) * rank], np.int64))
+            name = f"active{rank}{self.body.suffix}"
+            self.masks[rank] = self.body.emit("Reshape", [self.flat, shape], name)
+        return self.body.emit("Where", [self.masks[rank], value, rest], output)
+
+
 def _value(tensor: str, node: Node, kind: int) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(tensor, kind, [None, *node.shape])
 
@@ -61,7 +91,7 @@ def _scan_inputs(outer: Scope, body: Scope, k: int) -> list[tuple[str, onnx.Valu
         timed = [graph.node[b.node] for b in graph.inputs if b.time is not None]
         if not timed:
             ticks = outer.array("ticks", np.zeros(graph.steps, np.uint8))
-            tick = f"{TENSOR}tick{body.suffix}"
+            tick = f"{TENSOR}tick{body.suffix}"  # nobody reads it
             return [(ticks, helper.make_tensor_value_info(tick, TensorProto.UINT8, []))]
         read = timed[:1]
     found = []
@@ -106,18 +136,20 @@ def _repeated(outer: Scope, node: Node) -> str:
     return outer.emit("Expand", [initial, full], f"{name}.first")
 
 
-def _next_state(body: Scope, node: Node) -> onnx.ValueInfoProto:
+def _next_state(body: Scope, node: Node, active: _Active | None) -> onnx.ValueInfoProto:
     after = f"{TENSOR}{node.name}.after"
-    if node.op == "lif":  # its function has made it
-        return _value(after, node, TensorProto.INT64)
-    source = body.graph.node[body.graph.latches[node.name]]
-    # an output of its own, even where the source is a latch or shared with another latch
-    body.emit("Identity", [body.word(source)], f"{node.name}.after")
-    return _value(after, node, TensorProto.INT32)
+    kind = TensorProto.INT64 if node.op == "lif" else TensorProto.INT32
+    if node.op == "latch":
+        source = body.graph.node[body.graph.latches[node.name]]
+        # an output of its own, even where the source is a latch or shared with another latch
+        body.emit("Identity", [body.word(source)], f"{node.name}.after")
+    if active:
+        after = active.choose(after, body.state(node), node, f"{node.name}.held")
+    return _value(after, node, kind)
 
 
 def _stacked(
-    outer: Scope, body: Scope, k: int, recorded: Sequence[str]
+    outer: Scope, body: Scope, k: int, recorded: Sequence[str], active: _Active | None
 ) -> list[tuple[str, onnx.ValueInfoProto]]:
     """(stack outside, value in the body) of every node of the sweep that is wanted outside."""
     graph = outer.graph
@@ -130,7 +162,11 @@ def _stacked(
             continue
         as_byte = n.name in body.bytes
         tensor = body.bytes[n.name] if as_byte else body.word(n)
-        inner = body.emit("Identity", [tensor], f"{n.name}.each")
+        if active:
+            zero = body.zero_point(n) if as_byte else body.array("word_zero", np.int32(0))
+            inner = active.choose(tensor, zero, n, f"{n.name}.each")
+        else:
+            inner = body.emit("Identity", [tensor], f"{n.name}.each")
         stack = f"{TENSOR}{n.name}.steps"
         outer.is_stack(n, as_byte, stack)
         kind = TensorProto.UINT8 if as_byte else TensorProto.INT32

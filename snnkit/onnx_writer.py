@@ -97,6 +97,14 @@ def _values(b: Boundary) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(b.name, ONNX_TYPES[b.dtype], list(b.dims))
 
 
+def _lengths(graph: Graph) -> list[onnx.ValueInfoProto]:
+    if not graph.lengths:
+        return []
+    first = graph.inputs[0]
+    dims = [first.dims[first.batch]]
+    return [helper.make_tensor_value_info(graph.lengths, TensorProto.INT32, dims)]
+
+
 def emit_recording(graph: Graph, names: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:
     """The same model with a free batch axis and, as extra outputs, the integers of nodes `names`:
     [N, *shape], or [N, T, *shape] for nodes of sweeps with a direction.
@@ -116,9 +124,9 @@ def emit_recording(graph: Graph, names: Sequence[str]) -> tuple[onnx.ModelProto,
             # the readout's word is taken in front of DequantizeLinear: the last integer
             tensors.append(w.bytes.get(name) or w.words[name])
     model = _model(w)
-    values = (*model.graph.input, *model.graph.output)
-    for b, value in zip((*graph.inputs, *graph.outputs), values, strict=True):
-        dim = value.type.tensor_type.shape.dim[b.batch]
+    axes = {b.name: b.batch for b in (*graph.inputs, *graph.outputs)}
+    for value in (*model.graph.input, *model.graph.output):
+        dim = value.type.tensor_type.shape.dim[axes.get(value.name, 0)]
         dim.Clear()
         dim.dim_param = "N"
     for tensor in dict.fromkeys(tensors):
@@ -159,7 +167,7 @@ def _model(w: Scope) -> onnx.ModelProto:
     body = helper.make_graph(
         w.nodes,
         "snnkit",
-        [_values(b) for b in graph.inputs],
+        [*(_values(b) for b in graph.inputs), *_lengths(graph)],
         [_values(b) for b in graph.outputs],
         [numpy_helper.from_array(a, name) for name, a in w.arrays.items()],
     )

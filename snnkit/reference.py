@@ -16,14 +16,14 @@ import numpy as np
 
 from snnkit.backends import Result, Schedule, finish, recorded
 from snnkit.backends.streaming import RecomputeStream, check_update
-from snnkit.boundary import input_counts
+from snnkit.boundary import LENGTHS, input_counts
 from snnkit.errors import SnnkitError, UsageError
 from snnkit.graph import Graph, Node
 from snnkit.ops import TABLE
 from snnkit.ops.op import Ints
 from snnkit.ops.spike import ladder_rows
 from snnkit.ops.synapses import fan_out
-from snnkit.sequence import unroll
+from snnkit.sequence import by_length, unroll
 from snnkit.sweeps import spike_levels
 
 RESTING = ("input", "spike", "lif")
@@ -38,7 +38,7 @@ def dense(graph: Graph, counts: Mapping[str, Ints]) -> dict[str, Ints]:
 
     [N, *shape]; in a step graph [N, T, *shape] for the nodes of sweeps with a direction.
     """
-    return unroll(graph, counts, _dense_window)
+    return by_length(graph, counts, lambda part, index: unroll(graph, part, _dense_window))
 
 
 def _dense_window(window: Graph, feeds: Mapping[str, Ints]) -> dict[str, Ints]:
@@ -359,15 +359,25 @@ class ReferenceProgram:
         start = time.perf_counter()
         counts = input_counts(graph, x)
         samples = len(next(iter(counts.values())))
-        windows = _Windows(graph, schedule, carry, audit, samples)
-        values = unroll(graph, counts, windows)
+        total = _Windows(graph, schedule, carry, audit, samples)
+
+        def part(given: dict[str, Ints], index: Any) -> dict[str, Ints]:
+            windows = _Windows(graph, schedule, carry, audit, len(total.steps[index]))
+            values = unroll(graph, given, windows)
+            total.steps[index] = windows.steps
+            for into, found in ((total.spikes, windows.spikes), (total.synops, windows.synops)):
+                for name in into:
+                    into[name][index] = found[name]
+            return values
+
+        values = by_length(graph, counts, part)
         seconds = time.perf_counter() - start
         return Result(
-            outputs=finish(graph, values),
+            outputs=finish(graph, values, counts.get(LENGTHS)),
             counts={name: values[name] for name in names},
-            spikes=windows.spikes,
-            synops=windows.synops,
-            steps=windows.steps,
+            spikes=total.spikes,
+            synops=total.synops,
+            steps=total.steps,
             seconds=seconds,
             backend="reference",
             digest=graph.digest,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from snnkit.boundary import count_steps
+from snnkit.boundary import LENGTHS, at_last_step, count_steps
 from snnkit.graph import Graph, Node
 from snnkit.ops import TABLE
 from snnkit.ops.op import Ints
@@ -79,13 +80,42 @@ def unroll(graph: Graph, counts: Mapping[str, Ints], run: Window) -> dict[str, I
     return values
 
 
+def by_length(
+    graph: Graph, counts: Mapping[str, Ints], run: Callable[[dict[str, Ints], Any], dict[str, Ints]]
+) -> dict[str, Ints]:
+    """Values of all nodes where samples have lengths: each takes its own steps, the rest is zero,
+    but for the inputs, which are what they are.
+
+    run : gets the counts of samples of the same length, cut to it, and which samples they are.
+    """
+    given = {name: value for name, value in counts.items() if name != LENGTHS}
+    if not graph.lengths:
+        return run(given, slice(None))
+    lengths, steps = counts[LENGTHS], count_steps(graph, given)
+    whole: dict[str, Ints] = {}
+    for length in np.unique(lengths):
+        index = np.flatnonzero(lengths == length)
+        part = {
+            name: value[index, :length] if graph.direction(name) else value[index]
+            for name, value in given.items()
+        }
+        for name, value in run(part, index).items():
+            lead = (len(lengths), steps) if graph.direction(name) else (len(lengths),)
+            full = whole.setdefault(name, np.zeros((*lead, *graph.node[name].shape), np.int64))
+            if graph.direction(name):
+                full[index, :length] = value
+            else:
+                full[index] = value
+    return {**whole, **given}
+
+
 def _at(graph: Graph, values: Mapping[str, Ints], name: str, t: int) -> Ints:
     """What a reader at step t sees of a node outside its window; t = -1: a reader without steps."""
     direction = graph.direction(name)
     value = values[name]
     if not direction:
         return value
-    return value[:, t if t >= 0 else order(direction, value.shape[1])[-1]]
+    return value[:, t] if t >= 0 else at_last_step(direction, value, None)
 
 
 def _first_state(

@@ -48,7 +48,9 @@ def window(graph: Graph, k: int) -> Graph:
     given = read | {n.name for n in own if n.name not in computed}
     feeds = tuple(as_feed(n) for n in graph.nodes if n.name in given)
     nodes = (*feeds, *(n for n in own if n.name in computed))
-    return replace(graph, nodes=nodes, inputs=(), outputs=(), sweeps=(), steps=0, latches={})
+    return replace(
+        graph, nodes=nodes, inputs=(), outputs=(), sweeps=(), steps=0, latches={}, lengths=""
+    )
 
 
 def as_feed(node: Node) -> Node:
@@ -76,7 +78,7 @@ def check_sweeps(graph: Graph) -> None:
     if not graph.sweeps:
         timed = [b.name for b in (*graph.inputs, *graph.outputs) if b.time is not None]
         stateful = [n.name for n in graph.of(*STATEFUL)]
-        if timed or stateful or graph.latches or graph.steps:
+        if timed or stateful or graph.latches or graph.steps or graph.lengths:
             raise InvalidGraph(
                 f"time without sweeps: boundaries {timed}, nodes {stateful}, {len(graph.latches)} "
                 f"latches, {graph.steps} steps; expected sweeps that cut the nodes"
@@ -105,6 +107,10 @@ def check_sweeps(graph: Graph) -> None:
 
 def _check_nodes(graph: Graph) -> None:
     timed = {b.node: b.time is not None for b in (*graph.inputs, *graph.outputs)}
+    if graph.lengths and graph.steps:
+        raise InvalidGraph(
+            f"lengths '{graph.lengths}' with {graph.steps} steps; expected steps of the inputs"
+        )
     if not graph.steps and not any(timed.get(n.name) for n in graph.of("input")):
         raise InvalidGraph("no number of steps and no input with a time axis; expected either")
     for nodes, direction in graph.parts:

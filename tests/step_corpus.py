@@ -54,7 +54,9 @@ def silent_nodes(graph: Graph, values: dict[str, Ints]) -> list[str]:
 
 def step_samples(graph: Graph, rng: np.random.Generator, n: int, steps: int) -> dict[str, Any]:
     """n float samples by input name, in the model's layout; `steps` steps where they have time."""
-    found = {}
+    found: dict[str, Any] = {}
+    if graph.lengths:
+        found[graph.lengths] = rng.integers(1, steps + 1, n).astype(np.int32)
     for b in graph.inputs:
         node = graph.node[b.node]
         lead = (n,) if b.time is None else (n, steps)
@@ -76,7 +78,7 @@ class _StepBuilder(_Builder):
 
     def graph(self) -> Graph:
         directions = self.pick(
-            ([1], [-1], [0, 1], [0, -1], [1, -1], [1, 0], [0, 1, -1, 0], [1, 0, 1])
+            ([1], [-1], [0, 1], [0, -1], [1, -1], [1, 0], [-1, 0], [0, 1, -1, 0], [1, 0, 1])
         )
         for direction in directions:
             begin = len(self.nodes)
@@ -92,13 +94,14 @@ class _StepBuilder(_Builder):
             tuple(self.sweeps),
             self.steps if self.fixed else 0,
             self.latches,
+            "" if self.fixed or self.rng.random() < 0.5 else "lengths",
         )
 
     def sweep(self, direction: int) -> None:
         """Inputs and latches, a few layers, the latches' sources, and perhaps a readout."""
         begin, earlier = len(self.nodes), list(self.nodes)
         first = not earlier
-        heads = [self.pick(earlier)] if earlier else []
+        heads = [self.pick(earlier[-6:])] if earlier else []
         needs_time = direction and not any(self.timed.values()) and not self.fixed
         if first or needs_time or self.rng.random() < 0.3:
             heads.append(self.input())

@@ -213,9 +213,13 @@ def recorded(graph: Graph, record: Sequence[str]) -> tuple[str, ...]:
 
 
 def finish(
-    graph: Graph, readouts: Mapping[str, npt.NDArray[np.int64]]
+    graph: Graph,
+    readouts: Mapping[str, npt.NDArray[np.int64]],
+    lengths: npt.NDArray[np.int64] | None = None,
 ) -> Mapping[str, npt.NDArray[Any]]:
     """Float outputs by name from the integer values of the readout nodes."""
     from snnkit.boundary import read_out
 
-    return MappingProxyType({b.name: read_out(graph, b, readouts[b.node]) for b in graph.outputs})
+    return MappingProxyType(
+        {b.name: read_out(graph, b, readouts[b.node], lengths) for b in graph.outputs}
+    )

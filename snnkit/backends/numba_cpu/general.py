@@ -20,11 +20,11 @@ import numpy.typing as npt
 from snnkit.backends import MODES, Result, Schedule, finish
 from snnkit.backends.numba_cpu import kernels as k
 from snnkit.backends.numba_cpu.layout import flatten
-from snnkit.boundary import quantise, take_samples
+from snnkit.boundary import at_last_step, quantise, take_samples
 from snnkit.errors import SnnkitError
 from snnkit.graph import Graph, Node
 from snnkit.ops import TABLE
-from snnkit.sweeps import order, spike_levels
+from snnkit.sweeps import spike_levels
 
 Array = npt.NDArray[Any]
 
@@ -114,13 +114,14 @@ class GeneralEngine:
         steps = graph.steps or next(
             (inputs[b.name].shape[b.time] for b in graph.inputs if b.time is not None), 1
         )
-        run = _Run(self, schedule, inputs, names, samples, steps, carry)
+        lengths = inputs[graph.lengths].astype(np.int64) if graph.lengths else None
+        run = _Run(self, schedule, inputs, names, samples, steps, carry, lengths)
         run.all(threads or os.cpu_count() or 1)
         seconds = time.perf_counter() - start
         if (run.steps < 0).any():
             raise SnnkitError(f"not quiescent after {k.STEP_LIMIT} steps")
         return Result(
-            outputs=finish(graph, run.counts),
+            outputs=finish(graph, run.counts, lengths),
             counts={name: run.counts[name] for name in names},
             spikes={n.name: run.tally[n.name][:, :2] for n in graph.of("spike", "lif")},
             synops={n.name: run.tally[n.name][:, k.SYNOPS] for n in graph.of("conv", "linear")},
@@ -143,7 +144,9 @@ class _Run:
         samples: int,
         time_steps: int,
         carry: bool,
+        lengths: Array | None = None,
     ):
+        self.lengths = lengths
         self.engine, self.graph, self.inputs = engine, engine.graph, inputs
         self.schedule, self.carry = schedule, carry
         self.samples, self.time_steps = samples, time_steps
@@ -208,7 +211,7 @@ class _Run:
         x = np.zeros((samples, steps, sum(n.units for n in sweep.feeds)), np.int32)
         at = 0
         for n in sweep.feeds:
-            x[:, :, at : at + n.units] = self._given(sweep, n, values[n.name])
+            x[:, :, at : at + n.units] = self._given(sweep, n, values[n.name], chunk)
             at += n.units
         first = np.zeros((samples, sweep.held.take.size), np.int32)
         for n, row in zip(sweep.latches, sweep.held.rows, strict=True):
@@ -218,9 +221,12 @@ class _Run:
         rows = np.array([layout.index[n.name] for n in keep], np.int64)
         kept = np.zeros((samples, steps, sum(n.units for n in keep)), np.int32)
         tally = np.zeros((samples, len(layout.net.nodes), 3), np.int64)
+        clock = np.full(samples, steps, np.int64)
+        if self.lengths is not None and sweep.direction:
+            clock[:] = self.lengths[chunk]
         with sweep.work() as work:
             held, settled = sweep.held, self.steps[chunk]
-            k.run_samples(layout.net, work, held, how, x, first, rows, kept, tally, settled)
+            k.run_samples(layout.net, work, held, how, clock, x, first, rows, kept, tally, settled)
         for n in sweep.nodes:
             if n.name in self.tally:
                 self.tally[n.name][chunk] = tally[:, layout.index[n.name]]
@@ -238,11 +244,12 @@ class _Run:
         mode, seed = MODES.index(s.mode), s.seed % 2**62
         return np.array([mode, seed, s.delay, s.phase, last, sweep.direction, self.carry], np.int64)
 
-    def _given(self, sweep: Sweep, node: Node, value: Array) -> Array:
+    def _given(self, sweep: Sweep, node: Node, value: Array, chunk: slice) -> Array:
         """What the sweep sees of a node outside, as rows [N, T, units] (T 1: the same always)."""
         direction = self.graph.direction(node.name)
         if direction and not sweep.direction:
-            value = value[:, order(direction, self.time_steps)[-1]]
+            lengths = None if self.lengths is None else self.lengths[chunk]
+            value = at_last_step(direction, value, lengths)
             direction = 0
         steps = self.time_steps if direction else 1
         rows = value.reshape(len(value) * steps, *node.shape)

@@ -565,6 +565,7 @@ def run_samples(
     work: Work,
     latches: Latches,
     how: Array,
+    clock: Array,
     x: Array,
     first: Array,
     keep: Array,
@@ -572,7 +573,7 @@ def run_samples(
     tally: Array,
     steps: Array,
 ) -> None:
-    """Run the samples x [N, T, units] one after the other, T windows each.
+    """Run the samples x [N, T, units] one after the other, clock [N] windows each, at most T.
 
     first [N, units] : what the latches hold at the first step. Writes per sample the tally, the
     steps (below zero: no end), and for each step the values of the nodes `keep`, side by side.
@@ -581,8 +582,8 @@ def run_samples(
         work.tally[:] = 0
         copy(first[s], work.latched)
         copy(net.membrane, work.membrane)
-        for i in range(x.shape[1]):
-            t = i if how[DIRECTION] >= 0 else x.shape[1] - 1 - i
+        for i in range(clock[s]):
+            t = i if how[DIRECTION] >= 0 else clock[s] - 1 - i
             open_window(net, work, latches, x[s, t], i == 0 or how[CARRY] == 0)
             last = run_window(net, work, how, i)
             steps[s] = -1 if last < 0 or steps[s] < 0 else steps[s] + last
