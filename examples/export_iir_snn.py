@@ -19,14 +19,12 @@ import torch
 from iir_data import Batches, load
 
 import snnkit
-from snnkit.backends import get
 from snnkit.converters.from_snn import from_snn
 from snnkit.models import create
 from snnkit.models.iir_snn import fuse_bn
 from snnkit.models.iir_training import accuracy
 from snnkit.nn.energy import counted_energy, paper_energy
 from snnkit.nn.integer_network import IntegerNetwork
-from snnkit.ops import TABLE
 from snnkit.report import table
 
 CHECKED = 100
@@ -51,21 +49,16 @@ def integer_accuracy(program: IntegerNetwork, data: tuple[Any, Any]) -> float:
     return right / len(data[1])
 
 
-def backend_for(graph: Any) -> str:
-    return "reference" if get("numba").unsupported(graph) else "numba"
-
-
 def row(model: Any, graph: Any, data: Any) -> list[Any]:
     """One line of the table; raises if a single integer differs."""
     x, integers = data.test[0][:CHECKED], IntegerNetwork(graph)
     output, record = integers(torch.from_numpy(x))
     neurons = [n.name for n in graph.of("spike", "lif")]
-    chosen = backend_for(graph)
-    result = snnkit.compile(graph, chosen).run(x, record=neurons)
+    result = snnkit.compile(graph).run(x, record=neurons)
     different = sum(int((result.counts[n] != record[n].numpy()).sum()) for n in neurons)
     different += int((result.outputs["output"] != output.numpy()).sum())
     if different:
-        raise SystemExit(f"{different} integers differ between PyTorch and {chosen}")
+        raise SystemExit(f"{different} integers differ between PyTorch and the backend")
     silent = [n for n in neurons if not record[n].any()]
     if silent:
         raise SystemExit(f"silent layers: {silent}")
@@ -83,7 +76,6 @@ def row(model: Any, graph: Any, data: Any) -> list[Any]:
         round(rate, 4),
         round(sum(r.operations for r in counted)),
         *(round(sum(r.picojoules for r in rows) / 1e3, 1) for rows in (paper, graded, counted)),
-        chosen,
     ]
 
 
@@ -103,7 +95,7 @@ def main() -> None:
     found = accuracy(ann, Batches(data.test, 250))
     print(f"ANN: accuracy {found:.4f}, {dense:,.0f} MACs = {dense * 4.6e-3:,.1f} nJ per image")
     rows = []
-    for steps in lengths if "lif" in TABLE else [1]:
+    for steps in lengths:
         model = network(options.trained, config, steps)
         graph = from_snn(model, data.train[0][:2000])
         rows.append(row(model, graph, data))
@@ -114,7 +106,7 @@ def main() -> None:
                 raise SystemExit(f"not exact: {certificate.first_difference}")
             print(f"T = 1: {certificate.neurons_compared:,} neurons compared, none different")
     head = ["T", "float", "integers", "spikes", "rate", "synops", "nJ paper", "nJ graded"]
-    print(table([*head, "nJ counted", "backend"], rows))
+    print(table([*head, "nJ counted"], rows))
     print(f"spikes, rate, synops, nJ: means of {CHECKED} test images, all steps; differences: 0")
 
 

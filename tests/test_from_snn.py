@@ -19,10 +19,6 @@ from snnkit.files import from_bytes, to_bytes  # noqa: E402
 from snnkit.models import create  # noqa: E402
 from snnkit.models.iir_snn import Block, _Form, thresholds_by_percentile  # noqa: E402
 from snnkit.nn.integer_network import IntegerNetwork  # noqa: E402
-from snnkit.ops import TABLE  # noqa: E402
-
-steps_known = pytest.mark.skipif("lif" not in TABLE, reason="the op table has no lif yet")
-
 
 # Networks without rounding: every number is dyadic and each output channel's largest weight is
 # 127/128, so that 8-bit weights are the weights, and float64 computes without error. Then the
@@ -183,7 +179,7 @@ def agree_with_reference(graph, x, output, integers) -> None:
 @given(st.integers(0, 2**31 - 1), st.booleans())
 def test_one_step_is_exact_in_every_execution(seed: int, timed: bool) -> None:
     graph, x, output, integers, _ = compare(seed, 1, timed)
-    assert not graph.of("lif") and not getattr(graph, "sweeps", ())
+    assert not graph.of("lif") and not graph.sweeps
     agree_with_reference(graph, x, output, integers)
 
 
@@ -199,7 +195,6 @@ def test_one_step_passes_the_certificate(seed: int) -> None:
     assert program.path == "generic" or not program.why_generic
 
 
-@steps_known
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31 - 1), st.integers(2, 6), st.booleans())
 def test_many_steps_are_exact(seed: int, steps: int, timed: bool) -> None:
@@ -209,7 +204,6 @@ def test_many_steps_are_exact(seed: int, steps: int, timed: bool) -> None:
     agree_with_reference(graph, x, output, integers)
 
 
-@steps_known
 def test_the_laws_see_ties_and_every_kind_of_spike_train() -> None:
     """The cases above are not empty: layers fire, rest, and change from step to step."""
     changing, ties = 0, 0
@@ -230,14 +224,11 @@ def test_the_laws_see_ties_and_every_kind_of_spike_train() -> None:
     assert changing >= 12 and ties >= 10
 
 
-@steps_known
+@pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("steps", [2, 5])
-def test_many_steps_pass_the_certificate(steps: int) -> None:
+def test_many_steps_pass_the_certificate(steps: int, timed: bool) -> None:
     """onnxruntime on the file, numba in every mode, at every step."""
-    graph, x, _, integers, _ = compare(7, steps, False)
-    missing = snnkit.backends.get("numba").unsupported(graph)
-    if missing:
-        pytest.skip(f"numba cannot run it yet: {missing[0][1]}")
+    graph, x, _, integers, _ = compare(7, steps, timed)
     assert from_bytes(to_bytes(graph)).digest == graph.digest
     certificate = snnkit.verify(graph, x)
     assert certificate.passed, certificate.first_difference
@@ -259,7 +250,7 @@ def trained_like(steps: int) -> tuple[torch.nn.Module, np.ndarray]:
     return model, x
 
 
-@pytest.mark.parametrize("steps", [1, pytest.param(4, marks=steps_known)])
+@pytest.mark.parametrize("steps", [1, 4])
 def test_rounding_weights_is_the_only_error(steps: int) -> None:
     """Of random nets, whose margins are thin: few spikes move in the first layer, and the finer
     the weights, the fewer move anywhere."""
@@ -284,7 +275,7 @@ def test_rounding_weights_is_the_only_error(steps: int) -> None:
         assert (fine < coarse).all()
 
 
-@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=steps_known)])
+@pytest.mark.parametrize("steps", [1, 3])
 def test_residual_blocks_put_two_synapses_on_one_membrane(steps: int) -> None:
     torch.manual_seed(3)
     form = _Form(steps, False, 0.0)
@@ -387,7 +378,6 @@ def test_branches_on_data_are_refused() -> None:
         from_snn(Odd(), np.ones((5, 6), np.float32))
 
 
-@steps_known
 def test_what_time_forbids_is_refused() -> None:
     x = np.random.default_rng(0).random((5, 6)).astype(np.float32)
     for layers, words in (

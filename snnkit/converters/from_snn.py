@@ -115,8 +115,8 @@ class _Reader:
         dims: tuple[int | str, ...] = ("batch", *shape)
         if self.timed:
             dims = (self.steps, *dims)
-        time: dict[str, Any] = {"batch": 1, "time": 0} if timed else {}
-        return Boundary(call.name, node.name, "float32", dims, scale, offset, **time)
+        axes = (1, 0) if timed else (0, None)
+        return Boundary(call.name, node.name, "float32", dims, scale, offset, (), *axes)
 
     def _read(self, call: Any) -> None:
         known = [self.values.get(a) for a in call.all_input_nodes]
@@ -256,8 +256,7 @@ class _Reader:
         cut = [[n for n in nodes if self.when[n.name] == w] for w in (BEFORE, DURING, AFTER)]
         sweeps = tuple((len(part), int(w == DURING)) for w, part in enumerate(cut) if part)
         ordered = tuple(n for part in cut for n in part)
-        time: Any = {"sweeps": sweeps, "steps": self.steps, "latches": self.latches}
-        return Graph(ordered, (source,), (output,), meta, **time)
+        return Graph(ordered, (source,), (output,), meta, sweeps, self.steps, self.latches)
 
 
 def _least(level: Floats, strict: bool) -> Floats:

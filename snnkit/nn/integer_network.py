@@ -19,7 +19,7 @@ def each_step(graph: Any) -> frozenset[str]:
     """Names of the nodes that happen in each step; none in a one-shot graph."""
     names: list[str] = []
     at = 0
-    for count, direction in getattr(graph, "sweeps", ()):
+    for count, direction in graph.sweeps:
         if direction:
             names += [n.name for n in graph.nodes[at : at + count]]
         at += count
@@ -36,7 +36,7 @@ class IntegerNetwork:
 
     def __init__(self, graph: Any):
         self.graph = graph
-        self.steps = int(getattr(graph, "steps", 0)) or 1
+        self.steps = graph.steps or 1
         self.each_step = each_step(graph)
         self.arrays = {
             n.name: {k: torch.from_numpy(v.astype("int64")) for k, v in n.params.items()}
@@ -47,7 +47,7 @@ class IntegerNetwork:
         b = self.graph.inputs[0]
         node = next(n for n in self.graph.nodes if n.op == "input")
         x = x.float()
-        if getattr(b, "time", None) is not None:
+        if b.time is not None:
             x = x.movedim((b.batch, b.time), (0, 1))
         scale, offset = torch.tensor(b.scale), torch.tensor(b.offset)
         given = torch.round((x - offset) / scale).clamp(node.lo, node.hi).long()
