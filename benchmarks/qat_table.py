@@ -144,7 +144,7 @@ def rows(name: str, split: Split, images: tuple[int, int], part: int, output: Pa
             graph = snnkit.convert(model, x[:512].numpy(), levels=levels, weight_bits=bits)
             row = {"data": name, "levels": levels, "bits": bits, "float": base}
             row["after training"] = converted(graph, test_x, test_y)
-            grid = InputGrid(torch.tensor(1 / 255), torch.tensor(0.0), 0)
+            grid = InputGrid(1 / 255)
             options = {"levels": levels, "weight_bits": bits, "input_grid": grid}
             prepared = prepare(model, example=x[:512], **options)
             train(prepared, x, y, images[1] // part, 2e-3, flip)

@@ -49,6 +49,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nn":  # torch is imported by whoever asks for it
+        return import_module("snnkit.nn")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'snnkit' has no attribute {name!r}")

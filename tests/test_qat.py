@@ -427,7 +427,7 @@ def test_binary_spikes_and_overrides() -> None:
 def test_a_stated_input_grid_is_exported() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(8, 3))
     x = torch.randint(-3, 4, (6, 2, 4)).float()  # signed event counts
-    grid = InputGrid(torch.tensor(1.0), torch.tensor(0.0), -128)
+    grid = InputGrid(1.0, lo=-128)
     graph = snnkit.convert(prepare(model, example=x, input_grid=grid))
     assert graph.of("input")[0].lo == -128 and float(graph.inputs[0].scale) == 1.0
     counts = input_counts(graph, x.numpy())
@@ -483,3 +483,35 @@ def test_the_model_given_stays_as_it_is() -> None:
     trained(prepared, torch.from_numpy(x))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert any(isinstance(m, Synapses) for m in prepared.modules())
+
+
+def test_a_diverged_model_is_refused_by_name() -> None:
+    x = torch.rand(8, 4)
+    prepared = prepare(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), example=x)
+    next(m for m in prepared.modules() if isinstance(m, Spike)).quantiser.raw.data.fill_(np.nan)
+    with pytest.raises(UnsupportedModel, match=r"_1.*not finite; training diverged"):
+        snnkit.convert(prepared)
+
+
+def test_evaluation_stays_exact_under_autocast() -> None:
+    model, x = network(4)
+    example = torch.from_numpy(x)
+    prepared = trained(prepare(model, example=example, weight_bits=8, levels=255), example)
+    expected = prepared.counts(example)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = prepared.counts(example)
+    assert all(np.array_equal(found[n], c) and c.any() for n, c in expected.items())
+
+
+def test_wide_sums_leave_float32(tmp_path: Path) -> None:
+    """1,200 inputs of 255 times weights of 127 pass 2^24: the charge is summed in float64."""
+    torch.manual_seed(0)
+    layer = nn.Linear(1200, 6)
+    layer.weight.data.abs_()
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randint(200, 256, (16, 1200)).float()
+    x[0, :256] = torch.arange(256)
+    prepared = prepare(model, example=x, levels=255, weight_bits=8).eval()
+    readings = prepared.readings(x)
+    assert float(readings["_0"].counts.max()) > 2**24
+    compare(prepared, x.numpy(), tmp_path / "wide.onnx")

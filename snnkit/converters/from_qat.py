@@ -80,6 +80,11 @@ class _Export:
             sources = [a.name for a in node.args]
             if any(s not in self.nodes for s in sources) and type(layer).__name__ != "InputGrid":
                 continue  # behind a layer that was refused
+            reading = self.readings.get(node.name)
+            if reading is not None and not _is_finite(reading):
+                remedy = "training diverged: lower its rate and start again"
+                self.problems.append(Problem(node.name, type(layer).__name__, "not finite", remedy))
+                continue
             try:
                 made = rules[type(layer).__name__](self, node, layer, sources)
             except InvalidGraph as error:
@@ -108,6 +113,11 @@ class _Export:
         """The node of a reading with rows turned round or silenced where its scale says so."""
         node, scale = self.nodes[source], _sample(self.readings[source].scale)
         return self.net.positive(self.net.affine(node, np.sign(scale), 0.0)).node
+
+
+def _is_finite(reading: Any) -> bool:
+    tensors = (reading.counts, reading.scale, reading.offset)
+    return all(bool(t.isfinite().all()) for t in tensors)
 
 
 def _sample(tensor: Any) -> Array:

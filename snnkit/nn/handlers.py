@@ -49,7 +49,7 @@ def _input(b: Builder, node: fx.Node) -> Value:
     grid = b.grid.get(node.name) if isinstance(b.grid, dict) else b.grid
     if grid is None:
         scale, offset, lo = input_grid(example.float().numpy(), example.ndim - 1)
-        grid = quantised.InputGrid(torch.tensor(scale), torch.tensor(offset), lo)
+        grid = quantised.InputGrid(scale.copy(), offset.copy(), lo)
     with torch.no_grad():
         reading = grid.eval()(example[:2])
     outer = b.graph.placeholder(node.name)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snnkit.errors import UsageError
 from snnkit.nn.curves import Curve
 from snnkit.nn.quantisers import LevelQuantiser, WeightQuantiser, rounded
 from snnkit.nn.reading import Charge, Reading, charge, spread, varying
@@ -34,14 +35,17 @@ def work_type(module: nn.Module, like: Tensor) -> torch.dtype:
 class InputGrid(nn.Module):
     """The input's quantiser: q = clip(rint((x - offset) / scale), lo, lo + 255), in float32.
 
-    scale, offset : float32, scalar or varying along one axis of a sample. The same bits as
-    QuantizeLinear in the exported file.
+    scale, offset : float32, scalar or varying along one axis of a sample, (C, 1, 1). The same bits
+    as QuantizeLinear in the exported file. 8-bit images in 0..1: InputGrid(1 / 255); signed event
+    counts: InputGrid(1.0, lo=-128).
     """
 
-    def __init__(self, scale: Tensor, offset: Tensor, lo: int):
+    def __init__(self, scale: Any, offset: Any = 0.0, lo: int = 0):
         super().__init__()
-        self.register_buffer("scale", scale.float())
-        self.register_buffer("offset", offset.float())
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
+        self.register_buffer("offset", torch.as_tensor(offset, dtype=torch.float32))
+        if not (bool((self.scale > 0).all()) and -INPUT_LEVELS <= lo <= 0):
+            raise UsageError(f"input grid: scale {scale}, lo {lo}; expected above 0, -255..0")
         self.lo, self.hi = lo, lo + INPUT_LEVELS
 
     def forward(self, x: Tensor) -> Reading:
@@ -107,7 +111,11 @@ class Synapses(nn.Module):
         # float32 sums of integers are exact below 2^24 on a CPU; elsewhere a kernel may transform
         exact32 = reach < FLOAT32_EXACT and x.counts.device.type == "cpu"
         narrow = torch.float32 if self.training or exact32 else torch.float64
-        with torch.backends.nnpack.flags(enabled=False):
+        mixed = self.training and torch.is_autocast_enabled(x.counts.device.type)
+        with (
+            torch.backends.nnpack.flags(enabled=False),
+            torch.autocast(x.counts.device.type, enabled=mixed),
+        ):
             counts = self._weighted(x.counts.to(narrow), whole.to(narrow)).to(kind)
         offset = self._response(x, whole) * scale
         if self.bias is not None:
@@ -213,10 +221,13 @@ class Spike(nn.Module):
     def ladder(
         self, unit: Tensor, rest: Tensor, reach: tuple[int, int], rank: int
     ) -> dict[str, npt.NDArray[Any]]:
-        """Integer thresholds [*pattern, K] (and values) for charges within `reach`, by bisection
-        over `level`. `rank` : axes of a sample; unit and rest as in `Charge`."""
+        """Integer thresholds [*pattern, K] (and values) by bisection over `level`, for charges
+        within `reach`. A curve that is not direct always takes the widest reach: then evaluation
+        and export bisect the same points and cannot differ. `rank` : axes of a sample."""
         from snnkit.converters.staircases import ladder
 
+        if not self.curve.direct:
+            reach = (-LADDER_REACH, LADDER_REACH)
         kind = torch.broadcast_shapes(unit.shape, rest.shape, (1,) * (rank + 1))
         unit, rest = (a.detach().double().expand(kind)[0] for a in (unit, rest))
 
