@@ -28,7 +28,7 @@ from snnkit.errors import (  # noqa: E402
     TrainingFailed,
     UsageError,
 )
-from snnkit.training import checkpoint, loop, read_recipe, record, train  # noqa: E402
+from snnkit.training import checkpoint, loop, read_recipe, record, train, trained  # noqa: E402
 from snnkit.training.processes import Processes, digest_of  # noqa: E402
 from snnkit.training.recipe import Optimiser, Schedule, known_keys  # noqa: E402
 from snnkit.training.schedule import (  # noqa: E402
@@ -722,12 +722,33 @@ def test_every_recipe_reads() -> None:
         assert read_recipe(path).output.startswith("runs/")
 
 
-def test_the_digits_recipe_learns(tmp_path, capsys) -> None:
+def test_the_digits_recipe_learns_and_its_network_spikes(tmp_path, capsys) -> None:
+    """Recipe, checkpoint, converted network: as accurate, and no neuron differs."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    import snnkit
+    from snnkit.datasets import load
+
     path = str(ROOT / "examples" / "recipes" / "digits.toml")
     code = main(["train", path, "--output", str(tmp_path), "--json", "--set", "training.epochs=10"])
     assert code == 0
-    assert json.loads(capsys.readouterr().out)["accuracy"] > 0.95
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["accuracy"] > 0.95
+    recipe = replace(read_recipe(path, ["training.epochs=10"]), output=str(tmp_path))
+    model, data = trained(recipe), load("digits")
+    x, held = ((a / 16).astype(np.float32) for a in (data.x_train, data.x_test))
+    with torch.no_grad():
+        right = int((model(torch.from_numpy(held)).argmax(1).numpy() == data.y_test).sum())
+    assert right == printed["best_correct"]
+    graph = snnkit.convert(model, calibration=x[:300], levels=31)
+    certificate = snnkit.verify(
+        graph, samples=held[:20], backends=("reference",), modes=("settle",)
+    )
+    assert certificate.passed and certificate.neurons_compared > 20 * 300
+    outputs = snnkit.compile(graph, backend="reference").run(held).outputs
+    spiking = int((next(iter(outputs.values())).argmax(1) == data.y_test).sum())
+    assert spiking > right - 10
+    with pytest.raises(BadCheckpoint, match="was 10, now 30"):
+        trained(replace(read_recipe(path), output=str(tmp_path)))
 
 
 @shared_data.needed

@@ -9,7 +9,7 @@ checkpoint to the same bits as a run that was not.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,20 @@ def train(recipe: Recipe, *, resume: bool = False, say: Say = to_stderr) -> Resu
             raise UsageError(
                 f"{str(error).splitlines()[0]} Set training.deterministic = false to allow it"
             ) from error
+
+
+def trained(recipe: Recipe, name: str = BEST) -> Any:
+    """The trained model, in evaluation mode, from a checkpoint in the recipe's output folder.
+
+    Its weights are the moving average if the recipe has one. Raises BadCheckpoint.
+    """
+    path = Path(recipe.output) / name
+    content = checkpoint.read(path)
+    checkpoint.check_same_run(content, recipe.identity(), len(content["processes"]), path)
+    with processes("cpu") as here, exact(recipe):
+        model = Run(replace(recipe, training=replace(recipe.training, device="cpu")), here).model
+    checkpoint.load_model(model, content["average"] or content["model"], path)
+    return model.eval()
 
 
 def _train(recipe: Recipe, here: Processes, stop: Stop, resume: bool, say: Say) -> Result:
