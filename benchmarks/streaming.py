@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,6 +17,7 @@ from benchmarks.tables import Scope, Table
 from snnkit.backends.numba_cpu import backend
 from snnkit.bench.rivals import INT8, NET, onnxruntime_rivals
 from snnkit.errors import VerificationFailed
+from snnkit.windows import Packet, sliding
 
 Array = npt.NDArray[Any]
 WINDOW = 10_000
@@ -26,9 +27,10 @@ BLOCK = 16
 """Packets timed together: a clock's own time would count in one of a few microseconds."""
 
 
-def recording(name: str) -> tuple[Array, bool]:
-    """(events, whether they are real): what the network was not trained on, on one clock."""
-    given = streams(name, 40 if name == "nmnist" else 7)
+def recording(name: str, seconds: float) -> tuple[Array, bool]:
+    """(events, whether they are real): what the network was not trained on, on one clock, so many
+    recordings of 0.3 s or more as the seconds need."""
+    given = streams(name, int(seconds / 0.3) + 2)
     return _joined(given.events), given.real
 
 
@@ -43,25 +45,23 @@ def _joined(parts: list[Array]) -> Array:
     return np.concatenate(shifted)
 
 
-def packets(events: Array, width: int, count: int) -> Iterator[tuple[Array, Array]]:
-    """(entering, leaving) such that the last WINDOW us lie inside, from the first full window on.
+def packets(events: Array, width: int, count: int) -> tuple[list[Packet], list[Packet]]:
+    """(those that fill the window, the next `count`) of a window that slides over the recording.
 
-    width : us per packet, or 0 for one entering event each. The first packet fills the window.
+    width : us per packet, the window is WINDOW us; or 0 for one event in and one out, the window is
+    as many events as WINDOW us hold on average.
     """
-    t = events["t"]
-    first = int(np.searchsorted(t, t[0] + WINDOW))
     if width:
-        ends = np.searchsorted(t, t[0] + WINDOW + width * np.arange(count + 1))
-        times = t[0] + WINDOW + width * np.arange(count + 1)
+        filling, made = WINDOW // width, sliding(events, window=WINDOW, every=width)
     else:
-        ends = np.arange(first, min(first + count + 1, len(t)))
-        times = t[np.maximum(ends - 1, 0)] + 1
-    starts = np.searchsorted(t, times - WINDOW)
-    entered = left = 0
-    for start, end in zip(starts, ends, strict=True):
-        # an event that would enter and leave at once does neither
-        yield events[max(entered, start) : end], events[left : min(entered, start)]
-        entered, left = max(entered, int(end)), int(start)
+        filling = round(rate(events) * WINDOW / 1e6)
+        made = sliding(events, window=filling, every=1, unit="events")
+    return list(islice(made, filling)), list(islice(made, count))
+
+
+def rate(events: Array) -> float:
+    """Events per second."""
+    return len(events) / (int(events["t"][-1]) - int(events["t"][0])) * 1e6
 
 
 @dataclass
@@ -99,12 +99,14 @@ class _Race:
     moved: int = 0
     compared: int = 0
 
-    def start(self, filling: Array) -> None:
+    def start(self, filling: list[Packet]) -> None:
         self.stream = self.program.stream()
-        self.stream.push(filling)
-        _count(self.frame, filling, 1)
+        for packet in filling:
+            self.stream.push(*packet)
+            _count(self.frame, packet.events, 1)
+            _count(self.frame, packet.leaving, -1)
 
-    def block(self, some: list[tuple[Array, Array]]) -> None:
+    def block(self, some: list[Packet]) -> None:
         frames, readouts = [], []
         for entering, leaving in some:
             _count(self.frame, entering, 1)
@@ -112,8 +114,8 @@ class _Race:
             self.moved += len(entering) + len(leaving)
             frames.append({self.port: self.frame.copy()})
         used = time.thread_time()
-        for entering, leaving in some:
-            self.stream.push(entering, leaving=leaving)
+        for packet in some:
+            self.stream.push(*packet)
             readouts.append(self.stream.readout())
         self.timed.add("stream", time.thread_time() - used, len(some))
         for title, call in (("anew", self.program.infer), ("int8", self.rivals[INT8])):
@@ -139,25 +141,23 @@ class _Race:
 def row(name: str, label: str, width: int, scope: Scope) -> tuple[list[str], dict[str, Any]]:
     graph = prepared.graph(name)
     port = graph.inputs[0]
-    events, real = recording(name)
+    # one event a packet takes far less than 1 ms
+    events, real = recording(name, scope.packets * (width or 1_000) / 1e6)
     calibration = {port.name: prepared.train(name).x}
     rivals = onnxruntime_rivals(graph, prepared.source(name), calibration, 1).candidates
     frame = np.zeros((1, *graph.node[port.node].shape), np.float32)
     race = _Race(name, port.name, backend().compile(graph), rivals, frame)
-    todo = packets(events, width, scope.packets)
-    race.start(next(todo)[0])
-    done = 0
-    while len(some := list(islice(todo, BLOCK))) == BLOCK:
-        race.block(some)
-        done += BLOCK
+    filling, todo = packets(events, width, scope.packets // BLOCK * BLOCK)
+    race.start(filling)
+    for start in range(0, len(todo), BLOCK):
+        race.block(todo[start : start + BLOCK])
     timed, stream = race.timed, race.stream
-    rate = len(events) / (int(events["t"][-1]) - int(events["t"][0])) * 1e6
-    line = [name if real else f"{name} (generated)", f"{rate:,.0f}", label]
-    line += [f"{race.moved / done:,.1f}", f"0 of {race.compared:,}"]
+    line = [name if real else f"{name} (generated)", f"{rate(events):,.0f}", label]
+    line += [f"{race.moved / len(todo):,.1f}", f"0 of {race.compared:,}"]
     line += [timed.text(title) for title in ("stream", "anew", "int8")]
     line += [f"{timed.median(k) / timed.median('stream'):.1f}" for k in ("int8", "anew")]
     line += [f"{stream.recomputed / stream.packets:.0%}"]
-    figures = {"workload": name, "packet": label, "real": real, "packets": done, **timed.times}
+    figures = {"workload": name, "packet": label, "real": real, "packets": len(todo), **timed.times}
     return line, figures
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,55 +11,29 @@ import pytest
 pytest.importorskip("numba")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed; pip install scikit-learn")
 
-from benchmarks.recordings import EVENT
-
-from benchmarks import run
+from benchmarks import prepared, run
 from benchmarks.growth import exponent
-from benchmarks.streaming import WINDOW, packets
+from benchmarks.recordings import EVENT
+from benchmarks.streaming import BLOCK, WINDOW, packets, row
 from benchmarks.tables import Scope
+from snnkit.backends.numba_cpu import NumbaProgram
+from snnkit.errors import VerificationFailed
 
 
-def recording(seed: int, count: int = 3000) -> np.ndarray:
-    """Random events; many at the same microsecond."""
-    rng = np.random.default_rng(seed)
-    made = np.zeros(count, EVENT)
-    made["t"] = np.sort(rng.integers(500, 60_000, count)) // 7 * 7
-    made["x"], made["y"] = rng.integers(0, 5, count), rng.integers(0, 4, count)
-    made["p"] = rng.integers(0, 2, count)
-    return made
-
-
-def units(events: np.ndarray) -> Counter:
-    return Counter(zip(events["x"].tolist(), events["y"].tolist(), events["p"].tolist()))
-
-
-@pytest.mark.parametrize("width", (100, 1_000, 10_000, 25_000))
-def test_packets_leave_the_last_window_inside(width) -> None:
-    events = recording(width)
-    t, held = events["t"], Counter()
-    end = int(t[0]) + WINDOW
-    for number, (entering, leaving) in enumerate(packets(events, width, 40)):
-        held.update(units(entering))
-        held.subtract(units(leaving))
-        now = end + number * width
-        inside = events[(t >= now - WINDOW) & (t < now)]
-        assert +held == units(inside) and min(held.values(), default=0) >= 0
-    assert number == 40
-
-
-def test_packets_of_one_event_move_one_event_each() -> None:
-    events = recording(1)
-    made = list(packets(events, 0, 500))
-    assert len(made) == 501 and all(len(entering) == 1 for entering, _ in made[1:])
-    held = Counter()
-    for entering, leaving in made:
-        held.update(units(entering))
-        held.subtract(units(leaving))
-    last = int(np.searchsorted(events["t"], events["t"][0] + WINDOW)) + 500
-    newest = events["t"][last - 1]
-    kept = events[:last]
-    assert +held == units(kept[kept["t"] > newest - WINDOW])
-    assert sum(len(leaving) for _, leaving in made) > 100
+@pytest.mark.parametrize("width", (0, 100, 1_000, 10_000))
+def test_the_window_is_full_before_packets_count(width) -> None:
+    """After the filling packets the window is one whole WINDOW, and each later packet moves it."""
+    rng = np.random.default_rng(width)
+    events = np.zeros(3000, EVENT)
+    events["t"] = np.sort(rng.integers(500, 200_000, 3000))
+    filling, counted = packets(events, width, 10)
+    held = sum(len(p.events) - len(p.leaving) for p in filling)
+    first = events["t"][0]
+    whole = int(np.searchsorted(events["t"], first + WINDOW)) if width else 3000 * WINDOW / 199_500
+    assert abs(held - whole) <= (0 if width else 2) and held > 100
+    assert len(counted) == 10
+    assert width or all(len(p.events) == len(p.leaving) == 1 for p in counted)
+    assert sum(len(p.leaving) for p in counted) > 0
 
 
 def test_the_exponent_of_a_power_is_its_exponent() -> None:
@@ -67,10 +41,38 @@ def test_the_exponent_of_a_power_is_its_exponent() -> None:
     assert exponent((1, 2, 4), [5.0, 5.0, 5.0]) == pytest.approx(0)
 
 
-def test_one_command_writes_the_table(tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def generated(tmp_path, monkeypatch):
+    """No real data, whatever is beside the checkout."""
+    cached = (prepared.test, prepared.train, prepared.graph)
     monkeypatch.setenv("SNNKIT_DATA", str(tmp_path / "absent"))
-    for cached in (run.tables.prepared.test, run.tables.prepared.train, run.tables.prepared.graph):
-        cached.cache_clear()
+    monkeypatch.setattr(prepared, "CALIBRATION", 64)
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+def test_a_stream_is_compared_before_its_time_counts(generated, monkeypatch) -> None:
+    scope = Scope(("nmnist",), (), (1,), 1, packets=2 * BLOCK)
+    line, figures = row("nmnist", "1 ms", 1_000, scope)
+    assert line[4].startswith("0 of ") and figures["packets"] == 2 * BLOCK
+    assert all(len(figures[k]) == 2 for k in ("stream", "anew", "int8"))
+    right = NumbaProgram.run
+
+    def wrong(self, x, **options):
+        result = right(self, x, **options)
+        counts = {k: v.copy() for k, v in result.counts.items()}
+        next(iter(counts.values())).reshape(-1)[-1] += 1
+        return replace(result, counts=counts)
+
+    monkeypatch.setattr(NumbaProgram, "run", wrong)
+    with pytest.raises(VerificationFailed, match="neurons of node"):
+        row("nmnist", "1 ms", 1_000, scope)
+
+
+def test_one_command_writes_the_table(tmp_path, generated) -> None:
     scope = Scope(("mnist",), (0.1,), (1, 4), 1)
     run.run(["workloads", "levels"], scope, tmp_path / "out")
     text = (tmp_path / "out" / "benchmarks.md").read_text()
@@ -90,5 +92,3 @@ def test_one_command_writes_the_table(tmp_path, monkeypatch) -> None:
     accuracies = [f["accuracy"]["snnkit"] for f in figures["levels"]]
     # few levels lose accuracy, 255 do not
     assert accuracies[0] < accuracies[2] and accuracies[2] > 0.6
-    for cached in (run.tables.prepared.test, run.tables.prepared.train, run.tables.prepared.graph):
-        cached.cache_clear()
