@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from snnkit.boundary import input_counts
 from snnkit.converters.relabel import Relabelling, Symmetry
 from snnkit.errors import UsageError
 from snnkit.graph import Graph, Node
 from snnkit.ops.op import Ints
-from snnkit.reference import dense, input_counts
+from snnkit.reference import dense
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
