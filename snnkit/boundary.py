@@ -79,10 +79,10 @@ def check_samples(
         )
     if array.size == 0:
         raise BadCalibration(f"input '{name}': no samples; expected at least one")
-    converted = array.astype(target)
+    converted = array.astype(target, copy=False)
     if target.kind in "iu" and not np.array_equal(converted, array):
         raise BadCalibration(f"input '{name}': values do not fit {dtype}; expected {dtype} data")
-    if not np.isfinite(converted.astype(np.float64)).all():
+    if not np.isfinite(converted).all():
         raise BadCalibration(f"input '{name}': NaN or infinite values; expected finite numbers")
     return converted
 

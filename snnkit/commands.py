@@ -78,6 +78,7 @@ def convert(a: argparse.Namespace) -> int:
         calibrator=a.calibrator,
         staircase=a.staircase,
         bias_correction=not a.no_bias_correction,
+        pack=not a.no_pack,
     )
     data: dict[str, Any] = {"output": a.output, **describe_graph(graph)}
     text = f"{data['neurons']:,} spiking neurons, {data['macs']:,} MACs dense"

@@ -14,6 +14,7 @@ from snnkit.converters.float_model import Array, FloatModel
 from snnkit.converters.from_qat import convert_prepared, is_prepared
 from snnkit.converters.handlers import HANDLERS
 from snnkit.converters.network import Network, Policy
+from snnkit.converters.packing import pack_by
 from snnkit.converters.reader import Reader, unsupported_ops
 from snnkit.converters.staircases import FORMS
 from snnkit.errors import BadCalibration, UnsupportedModel, UsageError
@@ -31,6 +32,7 @@ def convert(
     calibrator: str = "mse",
     staircase: str = "auto",
     bias_correction: bool = True,
+    pack: bool = True,
 ) -> Graph:
     """A float model as a graph of integers; from there on the conversion error is zero.
 
@@ -49,6 +51,8 @@ def convert(
     staircase : "auto" (one theta per channel where that moves no level noticeably, else a
         ladder), "uniform" (one theta wherever the activation allows it), "ladder".
     bias_correction : move each bias so that mean charges equal the float model's.
+    pack : renumber the channels of hidden layers so that channels that fire together lie together
+        (`snnkit.converters.packing`): exact, and less work. False keeps the model's own order.
 
     Raises
     ------
@@ -62,9 +66,9 @@ def convert(
             f"calibrator {calibrator!r}, staircase {staircase!r}; expected one of "
             f"{CALIBRATORS} and {FORMS}"
         )
-    policy = Policy(levels, weight_bits, calibrator, staircase, bias_correction)
+    policy = Policy(levels, weight_bits, calibrator, staircase, bias_correction, pack)
     if is_prepared(model):
-        if policy != Policy():
+        if policy != Policy(pack=pack):
             raise UsageError(
                 f"{policy} for a prepared model; expected none: set levels and weight bits in "
                 "snnkit.nn.prepare"
@@ -83,7 +87,7 @@ def examine(model: Any, samples: Any = None) -> Graph:
         return convert_prepared(model, samples)
     source = _loaded(model, samples)
     named = None if samples is None else _named(source, samples)
-    return _build(source, named, Policy(calibrator="minmax", bias_correction=False))
+    return _build(source, named, Policy(calibrator="minmax", bias_correction=False, pack=False))
 
 
 def _named(source: FloatModel, samples: Any) -> dict[str, Array]:
@@ -120,6 +124,8 @@ def _build(source: FloatModel, given: dict[str, Array] | None, policy: Policy) -
         raise UnsupportedModel(reader.problems)
     nodes = network.used([b.node for b in (*inputs, *outputs)])
     graph = Graph(nodes, tuple(inputs), tuple(outputs), _meta(source, statistics, policy))
+    if policy.pack:
+        graph = pack_by(graph, network.value).graph
     graph.check()
     return graph
 
@@ -133,4 +139,5 @@ def _meta(source: FloatModel, statistics: Statistics, policy: Policy) -> dict[st
         "calibration": f"{count} samples, {policy.calibrator}, bias correction {correction}",
         "quantisation": f"levels {policy.levels}, weight bits {policy.weight_bits}, "
         f"staircase {policy.staircase}",
+        "channels": "by activity" if policy.pack else "as in the source",
     }

@@ -40,6 +40,7 @@ class Policy:
     calibrator: str = "mse"
     staircase: str = "auto"
     bias_correction: bool = True
+    pack: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from snnkit.backends import MODES, Result, Schedule, finish
 from snnkit.backends.numba_cpu import kernels as k
+from snnkit.backends.numba_cpu import workers
 from snnkit.backends.numba_cpu.layout import flatten
 from snnkit.boundary import at_last_step, quantise, take_samples
 from snnkit.errors import SnnkitError
@@ -88,6 +88,17 @@ class GeneralEngine:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.sweeps = [Sweep(graph, i) for i in range(len(graph.parts))]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that all samples share."""
+        nets = [s.layout.net for s in self.sweeps]
+        return sum(n.nodes.nbytes + n.ints.nbytes + n.weights.nbytes + n.rest.nbytes for n in nets)
+
+    @property
+    def work_bytes(self) -> int:
+        """Memory of one sample in flight."""
+        return sum(s.layout.net.rest.nbytes + 8 * s.layout.net.membrane.size for s in self.sweeps)
 
     def compile(self) -> None:
         """Compile (or load from the cache) now, so that no run's time contains it."""
@@ -161,23 +172,17 @@ class _Run:
         self.steps = np.zeros(samples, np.int64)
 
     def all(self, threads: int) -> None:
-        size = self._chunk_size(threads)
-        chunks = [slice(i, min(i + size, self.samples)) for i in range(0, self.samples, size)]
-        if min(threads, len(chunks)) == 1:
-            for chunk in chunks:
-                self.chunk(chunk)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(self.chunk, chunks):
-                pass
+        threads = workers.useful(threads, self.samples, self.engine.work_bytes)
+        workers.spread(workers.chunks(self.samples, threads, self._most()), threads, self.chunk)
 
-    def _chunk_size(self, threads: int) -> int:
+    def _most(self) -> int:
+        """Samples of one call."""
         held = 0
         for sweep in self.engine.sweeps:
             kept = [n for n in sweep.nodes if n.name in self.kept]
             units = sum(n.units for n in (*sweep.feeds, *sweep.read, *kept))
             held += units * (self.time_steps if sweep.direction else 1)
-        return max(1, min(CHUNK, -(-self.samples // threads), CHUNK_UNITS // max(1, held)))
+        return max(1, min(CHUNK, CHUNK_UNITS // max(1, held)))
 
     def chunk(self, chunk: slice) -> None:
         """Quantise, run and store the samples of one chunk."""

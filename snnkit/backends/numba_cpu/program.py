@@ -55,6 +55,12 @@ class NumbaProgram:
         """The engine of all modes; the vector kernels do without."""
         return GeneralEngine(self.graph)
 
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes: `weights`, once per program; `sample`, once per sample in flight, one a thread."""
+        engine = self.general if self.fast is None else self.fast
+        return {"weights": engine.weight_bytes, "sample": engine.work_bytes}
+
     def infer(self, x: Any, threads: int = 1) -> Mapping[str, Array]:
         """Outputs by name, nothing else: the least time from floats to floats.
 

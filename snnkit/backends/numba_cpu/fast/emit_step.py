@@ -36,6 +36,17 @@ class Table:
         return [self[field] for field in fields]
 
 
+class Loaded(Table):
+    """A row of integers that stays the same, read once."""
+
+    def __init__(self, e: Emit, address: Value, fields: int):
+        super().__init__(e, address)
+        self.values = [super(Loaded, self).__getitem__(i) for i in range(fields)]
+
+    def __getitem__(self, field: int) -> Value:
+        return self.values[field]
+
+
 def when(e: Emit, condition: Value, then: Callable[[], Any]) -> None:
     """Run `then` where the condition holds."""
     b = e.b
@@ -73,7 +84,7 @@ def convolve(e: Emit, arguments: Value, _: int) -> Value:
         target_row = b.add(y, top)
 
         def only_touched() -> None:
-            _clear_row(e, target, target_row)
+            clear_row(e, target, target_row)
             many, visits = _touched(e, a, p, found)
             a[f.A_COUNT], a[f.A_VISITS] = many, visits
 
@@ -162,7 +173,7 @@ def _open_segments(e: Emit, a: Table, p: Table, m: Table, y: Value) -> tuple[Val
     return found, total
 
 
-def _clear_row(e: Emit, m: Table, row: Value) -> None:
+def clear_row(e: Emit, m: Table, row: Value) -> None:
     """Zero the words that the last sample left in a row, whose zero is the byte 0."""
     b, lanes = e.b, e.isa.lanes
     counts = e.at(m[f.M_COUNTS], row, 4)
@@ -272,14 +283,14 @@ def _add_row(e: Emit, a: Table, p: Table, blocks: Value) -> None:
         offset = b.shl(here[f.T_FIRST], I64(2))
         a[f.A_INIT], a[f.A_OUT] = b.add(init, offset), b.add(out, offset)
         a[f.A_WEIGHT] = here[f.T_WEIGHT]
-        _run(e, a, b.add(kernels, b.shl(b.sub(here[f.T_GROUPS], I64(1)), I64(3))))
+        run_kernel(e, a, b.add(kernels, b.shl(b.sub(here[f.T_GROUPS], I64(1)), I64(3))))
         return []
 
     e.loop(I64(0), p[f.P_TILE_COUNT], [], tile)
     a[f.A_INIT], a[f.A_OUT] = init, out
 
 
-def _run(e: Emit, a: Table, at: Value) -> Value:
+def run_kernel(e: Emit, a: Table, at: Value) -> Value:
     """Run the row kernel whose address lies at `at`."""
     kind = ir.FunctionType(I64, [I64]).as_pointer()
     return e.b.call(e.b.inttoptr(e.load(I64, at, 8), kind), [a.address])
@@ -295,21 +306,21 @@ def _fire_row(e: Emit, a: Table, m: Table, row: Value) -> None:
     a[f.A_PREFIX] = b.add(prefix, b.shl(left, I64(2)))
     groups = a[f.A_GROUPS]
     which = b.select(b.icmp_signed("<", groups, I64(5)), groups, I64(5))
-    events = _run(e, a, e.at(a[f.A_CODE], b.add(which, I64(f.C_FIRE - 1)), 8))
+    events = run_kernel(e, a, e.at(a[f.A_CODE], b.add(which, I64(f.C_FIRE - 1)), 8))
 
     e.store(b.trunc(events, I32), e.at(m[f.M_COUNTS], row, 4), 4)
     # where zero is not the byte 0, the padding is listed as well
-    when(e, b.icmp_signed("!=", m[f.M_ZERO], I64(0)), lambda: _scan_row(e, a, m, row))
+    when(e, b.icmp_signed("!=", m[f.M_ZERO], I64(0)), lambda: scan_row(e, a, m, row))
 
 
-def _scan_row(e: Emit, a: Table, m: Table, row: Value) -> None:
+def scan_row(e: Emit, a: Table, m: Table, row: Value) -> None:
     """List and count the words of a row."""
     b, column_words = e.b, a[f.A_COLUMN_WORDS]
     a[f.A_TARGET] = b.add(m[f.M_BASE], b.mul(row, m[f.M_ROW_BYTES]))
     a[f.A_LIST] = b.add(m[f.M_LIST], b.mul(row, m[f.M_LIST_BYTES]))
     a[f.A_PREFIX] = b.add(m[f.M_PREFIX], b.mul(row, m[f.M_PREFIX_BYTES]))
     a[f.A_COLUMN_WORDS], a[f.A_COLUMNS] = m.get(f.M_WORDS, f.M_COLUMNS)
-    events = _run(e, a, e.at(a[f.A_CODE], I64(f.C_SCAN), 8))
+    events = run_kernel(e, a, e.at(a[f.A_CODE], I64(f.C_SCAN), 8))
     e.store(b.trunc(events, I32), e.at(m[f.M_COUNTS], row, 4), 4)
     a[f.A_COLUMN_WORDS] = column_words
 
@@ -336,7 +347,7 @@ def read_input(e: Emit, arguments: Value, _: int) -> Value:
         a[f.A_EVENTS] = I64(0)
 
         def look() -> None:
-            a[f.A_EVENTS] = _run(e, a, e.at(a[f.A_CODE], I64(f.C_SILENT), 8))
+            a[f.A_EVENTS] = run_kernel(e, a, e.at(a[f.A_CODE], I64(f.C_SILENT), 8))
 
         def quantise() -> None:
             start = b.add(m[f.M_BASE], b.mul(place, m[f.M_ROW_BYTES]))
@@ -344,12 +355,12 @@ def read_input(e: Emit, arguments: Value, _: int) -> Value:
             a[f.A_TARGET] = b.add(start, b.mul(m[f.M_LEFT], m[f.M_PITCH]))
             a[f.A_LIST] = b.add(m[f.M_LIST], b.mul(place, m[f.M_LIST_BYTES]))
             a[f.A_PREFIX] = b.add(prefix, b.shl(m[f.M_LEFT], I64(2)))
-            e.store(b.trunc(_run(e, a, kernel), I32), counts, 4)
-            when(e, b.not_(one_word), lambda: _scan_row(e, a, m, place))
+            e.store(b.trunc(run_kernel(e, a, kernel), I32), counts, 4)
+            when(e, b.not_(one_word), lambda: scan_row(e, a, m, place))
 
         when(e, quiet, look)
         silent = b.icmp_signed("!=", a[f.A_EVENTS], I64(0))
-        when(e, silent, lambda: _clear_row(e, m, place))
+        when(e, silent, lambda: clear_row(e, m, place))
         when(e, b.not_(silent), quantise)
         return []
 

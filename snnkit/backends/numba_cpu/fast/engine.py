@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from queue import Empty, SimpleQueue
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from snnkit.backends import Result, finish
+from snnkit.backends import Result
+from snnkit.backends.numba_cpu import workers
 from snnkit.backends.numba_cpu.fast import fields as f
+from snnkit.backends.numba_cpu.fast.area import Area, Net, address, placed
 from snnkit.backends.numba_cpu.fast.build import Builder
-from snnkit.backends.numba_cpu.fast.emit_charges import TOGETHER, UNROLL
 from snnkit.backends.numba_cpu.fast.isa import Isa
-from snnkit.backends.numba_cpu.fast.kernels import Net, Work, addresses
-from snnkit.backends.numba_cpu.fast.maps import BEHIND
-from snnkit.backends.numba_cpu.fast.native import table
-from snnkit.backends.numba_cpu.fast.pack import LINE, aligned
-from snnkit.backends.numba_cpu.fast.steps import PLAIN, run_any, run_plain
+from snnkit.backends.numba_cpu.fast.native import entry, table
 from snnkit.boundary import as_inputs, dequantise
 from snnkit.graph import Graph
 from snnkit.ops import TABLE
@@ -28,8 +26,10 @@ from snnkit.ops.op import Ints
 
 Array = npt.NDArray[Any]
 F32 = np.dtype(np.float32)
-NO_TALLIES = np.zeros((0, 0, 2), np.int64)
-NO_FLOATS = np.zeros((0, 0), np.float32)
+COPIED_BYTES = 2**15
+"""Inputs of one sample below this are copied to where compiled code reads them."""
+HELD_BYTES = 2**22
+"""Integers that one call into compiled code hands back."""
 
 
 class FastEngine:
@@ -39,37 +39,32 @@ class FastEngine:
         self.graph, self.isa = graph, isa
         self.plan = Builder(graph, isa)
         self.problems = self.plan.problems
-        self._idle: SimpleQueue[tuple[Array, Any]] = SimpleQueue()
+        self._idle: deque[Area] = deque()
         if self.problems:
             return
-        self.bytes = 0
-        for made in self.plan.maps.values():
-            self.bytes = made.place(self.bytes)
-        self.charges = [0]
-        for size in self.plan.charge_sizes:
-            self.charges.append(self.charges[-1] + -(-4 * size // LINE) * LINE + LINE)
+        self.places = placed(list(self.plan.maps.values()), self.plan.charge_sizes)
         self.net, self.tapped, self.tallied = self._net()
-        kinds = {int(p[f.P_KIND]) for p in self.net.steps}
-        self.batch = run_plain if kinds <= PLAIN else run_any
-        self.inputs = [(b, graph.node[b.node].shape) for b in graph.inputs]
+        self.entry = entry(isa.name)
+        self.inputs = [(b.name, graph.node[b.node].shape) for b in graph.inputs]
+        self.input_bytes = [4 * graph.node[b.node].units for b in graph.inputs]
+        self.small = sum(self.input_bytes) <= COPIED_BYTES
         nodes = [graph.node[b.node] for b in graph.outputs]
-        self.outputs = [
-            (b, n.units, n.shape, b.dtype == "float32" and not b.post)
-            for b, n in zip(graph.outputs, nodes, strict=True)
-        ]
-        scales = [np.broadcast_to(b.scale, shape).reshape(-1) for b, _, shape, _ in self.outputs]
+        self.outputs = [(b, n.units, n.shape) for b, n in zip(graph.outputs, nodes, strict=True)]
+        self.plain = all(b.dtype == "float32" and not b.post for b in graph.outputs)
+        scales = [np.broadcast_to(b.scale, shape).reshape(-1) for b, _, shape in self.outputs]
         self.scales = np.concatenate(scales).astype(F32)
-        self.plain = all(plain for *_, plain in self.outputs)
-        self.output_units = sum(n.units for n in nodes)
         self.output_taps = np.array([self.tapped[n.name] for n in nodes], np.int64)
-        # compile (or load from the cache) now, so that no run's time contains it
-        none = np.zeros((0, self.output_units), np.int32)
-        self._call(np.zeros((1, 2), np.int64), self.output_taps, none)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that all samples share."""
+        tables = self.net.steps.nbytes + self.net.taps.nbytes + self.net.tallies.nbytes
+        return tables + sum(a.nbytes for a in self.plan.store.arrays)
 
     @property
     def work_bytes(self) -> int:
         """Memory of one sample in flight."""
-        return self.bytes + self.charges[-1]
+        return self.places.size
 
     def _net(self) -> tuple[Net, dict[str, int], list[str]]:
         plan, rows = self.plan, []
@@ -86,138 +81,158 @@ class FastEngine:
         tallies, tallied = [], []
         for node in self.graph.of("spike"):
             tallied.append(node.name)
-            tallies.append([plan.maps[node.name].index, 0, 0, 0])
+            tallies.append([plan.maps[node.name].index, 0, 0, 0, 0])
         for name, window in plan.windows.items():
-            fans = [plan.store.add(a) for a in (window.fan_rows, window.fan_columns)]
+            source = plan.source(window)
+            by_word = np.zeros((source.columns, max(1, source.words)), np.int32)
+            by_word[source.pads[1] :][: len(window.fan_columns)] = window.fan_columns[:, None]
+            fans = (window.fan_rows, window.fan_columns, by_word)
+            rows_, columns, words = (plan.store.add(a) for a in fans)
             tallied.append(name)
-            tallies.append([plan.source(window).index, *fans, window.fan_width])
+            tallies.append([source.index, rows_, columns, window.fan_width, words])
         steps = np.array(plan.steps, np.int64).reshape(-1, f.STEP)
         taps = np.array(rows, np.int64).reshape(-1, f.TAP)
         net = Net(steps, taps, np.array(tallies, np.int64).reshape(-1, f.TALLY))
         return net, {name: i for i, name in enumerate(names)}, tallied
 
-    def _new_work(self) -> tuple[Array, Any]:
-        """The table of addresses that the compiled call takes, and what keeps them alive."""
-        area = aligned(self.work_bytes + LINE)
-        base, maps = int(area.ctypes.data), []
-        widest = 0
-        for made in self.plan.maps.values():
-            made.rest(area)
-            row = np.array(made.row())
-            row[: f.MAP_ADDRESSES] += base
-            maps.append(row)
-            widest = max(widest, made.columns)
-        charges = np.array(self.charges[:-1], np.int64) + base + self.bytes
-        steps = self.net.steps
-        taps = steps[:, f.P_TAP_COUNT].max(initial=0)
-        listed = (steps[:, f.P_TAP_COUNT] * steps[:, f.P_WORDS]).max(initial=0) + UNROLL
-        listed = TOGETHER * int(listed) + 4 * BEHIND
-        wide = (steps[:, f.P_WIDTH] + 8) * steps[:, f.P_CHANNELS]
-        gathered = steps[:, f.P_KIND] == f.GATHER
-        scratch = {
-            f.A_SEGMENTS: 8 * (int(taps) + 1) * f.SEGMENT,
-            f.A_SITES: 4 * (widest + 2 * BEHIND),
-            f.A_BLOCKS: 4 * listed,
-            f.A_PLACES: 4 * listed,
-            f.A_ROW: 4 * int(wide[gathered].max(initial=0)),
-        }
-        held: dict[int, Array] = {}
-        code, table_of_maps = table(self.isa.name), np.array(maps, np.int64).reshape(-1, f.MAP)
-        arguments = np.zeros(f.ARGUMENTS, np.int64)
-        for field, size in scratch.items():
-            held[field] = aligned(size + 2 * LINE)
-            # what lies before the first site is read where no site is touched
-            arguments[field] = held[field].ctypes.data + LINE
-        fixed = {f.A_CODE: code, f.A_MAPS: table_of_maps, f.A_CHARGES: charges}
-        for field, array in fixed.items():
-            arguments[field] = array.ctypes.data
-        work = Work(code, table_of_maps, charges, arguments)
-        return addresses(*self.net, *work), (area, work, held)
+    @contextmanager
+    def _area(self) -> Iterator[Area]:
+        """A work area that is idle or, if there is none, new."""
+        area = self._taken()
+        yield area
+        self._idle.append(area)
 
-    def _call(
-        self,
-        job: Array,
-        kept: Array,
-        values: Array,
-        tallies: Array = NO_TALLIES,
-        floats: Array = NO_FLOATS,
-    ) -> None:
-        """Run some samples in a work area that is idle or, if there is none, new."""
+    def _taken(self) -> Area:
         try:
-            held = self._idle.get_nowait()
-        except Empty:
-            held = self._new_work()
-        self.batch(held[0], job, kept, values, tallies, self.scales, floats)
-        self._idle.put(held)
-
-    def _spread(
-        self,
-        inputs: Sequence[Array],
-        threads: int,
-        kept: Array,
-        values: Array,
-        tallies: Array = NO_TALLIES,
-        floats: Array = NO_FLOATS,
-    ) -> None:
-        """One part of the samples per thread; each thread holds one work area."""
-        samples = len(inputs[0])
-        rows = [(a.__array_interface__["data"][0], a.strides[0]) for a in inputs]
-        if threads == 1 or samples == 1:
-            self._call(np.array([(0, samples), *rows]), kept, values, tallies, floats)
-            return
-        size = -(-samples // threads)
-        parts = [(i, min(i + size, samples)) for i in range(0, samples, size)]
-        jobs = [np.array([part, *rows]) for part in parts]
-        with ThreadPoolExecutor(len(parts)) as pool:
-            for _ in pool.map(lambda job: self._call(job, kept, values, tallies, floats), jobs):
-                pass
+            return self._idle.pop()
+        except IndexError:
+            outputs = self.output_taps, self.scales
+            code = table(self.isa.name)
+            return Area(
+                self.net, self.places, code, self.entry, [s for _, s in self.inputs], outputs
+            )
 
     def infer(self, x: Any, threads: int = 1) -> dict[str, Array]:
         """As `NumbaProgram.infer`."""
-        data = x if isinstance(x, dict) else {self.graph.inputs[0].name: x}
+        held = self._floats(x)
+        samples = len(held[0])
+        if not self.plain:
+            return self._counted(held, threads)
+        if samples == 1 and self.small:
+            area = self._taken()
+            floats = area.single(held)
+            self._idle.append(area)
+        else:
+            floats = self._batch(held, threads)
+        if len(self.outputs) == 1:
+            b, _, shape = self.outputs[0]
+            return {b.name: floats.reshape(samples, *shape)}
+        outputs, at = {}, 0
+        for b, units, shape in self.outputs:
+            outputs[b.name] = floats[:, at : at + units].reshape(samples, *shape)
+            at += units
+        return outputs
+
+    def _batch(self, held: Sequence[Array], threads: int) -> Array:
+        """Floats [N, units], written by compiled code."""
+        samples = len(held[0])
+        floats = np.empty((samples, len(self.scales)), F32)
+        inputs = [(address(a), size) for a, size in zip(held, self.input_bytes, strict=True)]
+        to = address(floats)
+
+        def part(some: slice) -> None:
+            with self._area() as area:
+                area.floats(inputs, to, some.start, some.stop)
+
+        if threads == 1:
+            part(slice(0, samples))
+        else:
+            self._spread(samples, threads, 0, part)
+        return floats
+
+    def _floats(self, x: Any) -> list[Array]:
+        """One array per input, float32 in C order, read where it lies if it is that already."""
+        data = x if isinstance(x, dict) else {self.inputs[0][0]: x}
         held: list[Array] = []
-        for b, shape in self.inputs:
-            array = data.get(b.name)
+        for name, shape in self.inputs:
+            array = data.get(name)
             if not (type(array) is np.ndarray and array.dtype == F32 and array.flags.c_contiguous):
-                array = np.ascontiguousarray(as_inputs(self.graph, data)[b.name], F32)
+                array = np.ascontiguousarray(as_inputs(self.graph, data)[name], F32)
             same = not held or len(array) == len(held[0])
-            if array.shape[1:] != shape or len(data) != len(self.inputs) or not same:
+            empty = not len(array) or len(data) != len(self.inputs)
+            if array.shape[1:] != shape or empty or not same:
                 as_inputs(self.graph, data)  # raises, saying what is off
             held.append(array)
-        samples = len(held[0])
-        values = np.empty((samples, self.output_units), np.int32)
-        floats = np.empty((samples, self.output_units), F32) if self.plain else NO_FLOATS
-        self._spread(held, threads, self.output_taps, values, floats=floats)
+        return held
+
+    def _spread(
+        self, samples: int, threads: int, units: int, part: Callable[[slice], None]
+    ) -> None:
+        """All samples in parts that hold `units` integers each; never more threads than work areas
+        fit in memory."""
+        threads = workers.useful(threads, samples, self.work_bytes)
+        most = max(1, HELD_BYTES // (4 * max(1, units)))
+        workers.spread(workers.chunks(samples, threads, most), threads, part)
+
+    def _counted(self, held: Sequence[Array], threads: int) -> dict[str, Array]:
+        """Outputs behind further steps in float."""
+        samples, units = len(held[0]), len(self.scales)
+        outputs = self._room(samples)
+
+        def part(some: slice) -> None:
+            values = np.empty((some.stop - some.start, units), np.int32)
+            with self._area() as area:
+                area.integers([a[some] for a in held], self.output_taps, values, None)
+            for name, value in self._finished(values).items():
+                outputs[name][some] = value
+
+        self._spread(samples, threads, units, part)
+        return outputs
+
+    def _room(self, samples: int) -> dict[str, Array]:
+        """Outputs to be written to."""
+        empty = self._finished(np.zeros((0, len(self.scales)), np.int32))
+        return {name: np.empty((samples, *a.shape[1:]), a.dtype) for name, a in empty.items()}
+
+    def _finished(self, values: Array) -> dict[str, Array]:
+        """Float outputs of integers [N, units of all outputs and, perhaps, more]."""
         outputs, at = {}, 0
-        for b, units, shape, _ in self.outputs:
-            here = slice(at, at + units)
-            if self.plain:
-                outputs[b.name] = floats[:, here].reshape(samples, *shape)
-            else:
-                counts: Any = values[:, here].reshape(samples, *shape)
-                outputs[b.name] = dequantise(b, counts)
+        for b, units, shape in self.outputs:
+            counts: Any = values[:, at : at + units].reshape(len(values), *shape)
+            outputs[b.name] = dequantise(b, counts)
             at += units
         return outputs
 
     def result(self, x: Mapping[str, Array], record: Sequence[str], threads: int) -> Result:
         """As `NumbaProgram.run` in mode settle."""
         graph, start = self.graph, time.perf_counter()
-        readouts = [b.node for b in graph.outputs]
-        held = list(dict.fromkeys([*readouts, *(self._stored(record) if record else ())]))
-        floats = [np.ascontiguousarray(x[b.name], F32) for b in graph.inputs]
-        samples = len(floats[0])
+        asked = set(self._stored(record))
+        held = list(dict.fromkeys([*(b.node for b in graph.outputs), *sorted(asked)]))
+        samples = len(next(iter(x.values())))
         kept = np.array([self.tapped[name] for name in held], np.int64)
-        units = self.net.taps[kept, f.K_UNITS]
-        values = np.empty((samples, int(units.sum())), np.int32)
+        ends = np.cumsum(self.net.taps[kept, f.K_UNITS])
+        counts: dict[str, Ints] = {
+            name: np.empty((samples, *graph.node[name].shape), np.int64) for name in asked
+        }
+        outputs = self._room(samples)
         tallies = np.zeros((samples, len(self.tallied), 2), np.int64)
-        self._spread(floats, threads, kept, values, tallies)
+
+        def part(some: slice) -> None:
+            floats = [np.ascontiguousarray(x[b.name][some], F32) for b in graph.inputs]
+            values = np.empty((len(floats[0]), int(ends[-1])), np.int32)
+            with self._area() as area:
+                area.integers(floats, kept, values, tallies[some])
+            for name, own in zip(held, np.split(values, ends[:-1], axis=1), strict=True):
+                if name in asked:
+                    counts[name][some] = own.reshape(len(own), *graph.node[name].shape)
+            for name, value in self._finished(values).items():
+                outputs[name][some] = value
+
+        self._spread(samples, threads, int(ends[-1]), part)
         seconds = time.perf_counter() - start
-        counts: dict[str, Ints] = {}
-        for name, part in zip(held, np.split(values, np.cumsum(units)[:-1], axis=1), strict=True):
-            counts[name] = part.reshape(samples, *graph.node[name].shape).astype(np.int64)
         tally = {name: tallies[:, i] for i, name in enumerate(self.tallied)}
         return Result(
-            outputs=finish(graph, counts),
+            outputs=MappingProxyType(outputs),
             counts={name: self._behind(name, counts) for name in record},
             spikes={n.name: tally[n.name] for n in graph.of("spike")},
             synops={n.name: tally[n.name][:, 0] for n in graph.of("conv", "linear")},

@@ -16,14 +16,27 @@ from __future__ import annotations
     A_SOURCE, A_PLANE, A_CHANNELS, A_SCALE, A_OFFSET, A_LOW, A_HIGH, A_ZERO, A_COLUMNS, A_SILENT,
     # of a step: addresses of its row, of maps, charges and code; scratch; floats of the sample
     A_STEP, A_MAPS, A_CHARGES, A_CODE, A_ROW, A_INPUT, A_VISITS, A_EVENTS,
-) = range(46)  # fmt: skip
-ARGUMENTS = 48
+    # of a run: addresses and numbers of steps, of rows of what is kept and of what is counted
+    A_STEPS, A_STEP_COUNT, A_TAPS, A_TALLIES, A_TALLY_COUNT,
+) = range(51)  # fmt: skip
+ARGUMENTS = 52
 
-C_LISTED, C_BLOCKS, C_FIRE, C_SCAN, C_SILENT, C_QUANTISE, C_CONVOLVE, C_INPUT = (
-    0, 4, 8, 13, 14, 15, 17, 18,
+(
+    J_ARGUMENTS, J_FIRST, J_END, J_INPUTS, J_KEPT, J_KEPT_COUNT, J_VALUES, J_VALUES_STEP,
+    J_TALLIES, J_TALLIES_STEP, J_FLOATS, J_FLOATS_STEP, J_SCALES, J_UNITS,
+) = range(14)  # fmt: skip
+JOB = 14
+"""A run of samples J_FIRST to J_END. J_INPUTS: address of pairs (address of an input's floats,
+bytes of a sample). J_KEPT: address of the rows of K_ to keep, as int32 at J_VALUES, J_VALUES_STEP
+bytes per sample. J_TALLIES: int64 pairs, or 0. J_FLOATS: the values times the float32 at J_SCALES,
+J_UNITS per sample, or 0."""
+
+C_LISTED, C_BLOCKS, C_FIRE, C_SCAN, C_SILENT, C_QUANTISE, C_STEPS, C_RUN = (
+    0, 4, 8, 13, 14, 15, 17, 27,
 )  # fmt: skip
 """Places in the table of kernels; the first two by number of 16-output groups - 1, the third too,
-with one more for any number above 4; C_QUANTISE for scales in general, then for powers of two."""
+with one more for any number above 4; C_QUANTISE for scales in general, then for powers of two;
+C_STEPS by kind of step."""
 
 S_LIST, S_PREFIX, S_KEY_WORD, S_ROW_WORD, S_START, S_WORD = range(6)
 """One kernel row of a window on a source row. S_LIST, S_PREFIX: addresses of the row's list, and
@@ -42,7 +55,7 @@ MAP = 17
 MAP_ADDRESSES = 4
 """The first columns of a map are addresses inside a work area."""
 
-INPUT, SCATTER, GATHER, CHANNELWISE, SUM, LADDER, MAX, MOVE = range(8)
+INPUT, SCATTER, GATHER, CHANNELWISE, SUM, LADDER, MAX, MOVE, PICK, NARROW = range(10)
 """Kinds of steps."""
 
 (
@@ -53,8 +66,9 @@ INPUT, SCATTER, GATHER, CHANNELWISE, SUM, LADDER, MAX, MOVE = range(8)
     P_INIT, P_INIT_STEP, P_INIT_ROW, P_RATE, P_SHIFT, P_TOP, P_QUIET, P_DENSE, P_EXTRA, P_NONE,
     # uses of the same columns by the other kinds
     P_A, P_B, P_C, P_D, P_E,
-) = range(31)  # fmt: skip
-STEP = 31
+    P_PORT,  # number of the input
+) = range(32)  # fmt: skip
+STEP = 32
 
 T_GROUPS, T_WEIGHT, T_FIRST = range(3)
 """A tile of output channels: number of 16-output groups, address of weights, first channel."""
@@ -65,7 +79,8 @@ K_UNITS, K_INDEX, K_CHARGE, K_SIZE, K_MAP = range(5)
 integers, or into the bytes of a map (K_CHARGE = -1)."""
 TAP = 5
 
-Y_MAP, Y_ROWS, Y_COLUMNS, Y_WIDTH = range(4)
+Y_MAP, Y_ROWS, Y_COLUMNS, Y_WIDTH, Y_WORDS = range(5)
 """What is counted of a map: spikes (Y_ROWS = 0), or synapses: Y_ROWS and Y_COLUMNS are addresses
-of the number of windows that meet a row and a column, Y_WIDTH outputs each."""
-TALLY = 4
+of the number of windows that meet a row and a column, Y_WIDTH outputs each; Y_WORDS the same as
+Y_COLUMNS by the words of a padded row."""
+TALLY = 5

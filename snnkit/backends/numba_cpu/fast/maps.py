@@ -52,13 +52,12 @@ class Geometry:
 
 def geometry(node: Node, last: bool) -> Geometry:
     """`last`: channels are the last axis, as behind a linear node; else the first."""
-    shape = node.shape
-    if len(shape) > 3 or not shape:
-        raise Unfit(f"{len(shape)} axes")
-    units = np.arange(node.units).reshape(shape)
-    if not last and len(shape) > 1:
+    units = np.arange(node.units).reshape(node.shape or 1)
+    if not last and units.ndim > 1:
         units = np.moveaxis(units, 0, -1)
-    units = units.reshape((1,) * (3 - len(shape)) + units.shape)
+    if units.ndim > 3:
+        units = units.reshape(-1, *units.shape[-2:])
+    units = units.reshape((1,) * (3 - units.ndim) + units.shape)
     height, width, channels = units.shape
     return Geometry(height, width, channels, units)
 

@@ -6,28 +6,35 @@ optimiser and no cache on disk stand between, which also means that no stale cod
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
-import numba  # noqa: F401 (sets LLVM up for this CPU)
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 
+from snnkit.backends.numba_cpu.fast import fields as f
 from snnkit.backends.numba_cpu.fast.emit import I64, Emit
 from snnkit.backends.numba_cpu.fast.emit_charges import block, gather
 from snnkit.backends.numba_cpu.fast.emit_fire import fire
+from snnkit.backends.numba_cpu.fast.emit_maps import maximum, move, narrow, scatter
 from snnkit.backends.numba_cpu.fast.emit_rows import quantise, scan, silent
+from snnkit.backends.numba_cpu.fast.emit_run import run
 from snnkit.backends.numba_cpu.fast.emit_step import convolve, read_input
+from snnkit.backends.numba_cpu.fast.emit_sums import add, channelwise, ladder, pick
 from snnkit.backends.numba_cpu.fast.isa import ISAS
 
 ORDER: list[tuple[Callable[..., Any], int]] = [
     *((gather, n) for n in (1, 2, 3, 4)),
     *((block, n) for n in (1, 2, 3, 4)),
     *((fire, n) for n in (1, 2, 3, 4, 5)),
-    *((scan, 0), (silent, 0), (quantise, 0), (quantise, 1), (convolve, 0), (read_input, 0)),
+    *((scan, 0), (silent, 0), (quantise, 0), (quantise, 1)),
+    *((step, 0) for step in (read_input, scatter, convolve, channelwise, add, ladder)),
+    *((step, 0) for step in (maximum, move, pick, narrow, run)),
 ]
 """In the order of the C_ names."""
 _ENGINES: list[Any] = []
@@ -50,6 +57,7 @@ def machine_code(
         function = ir.Function(module, ir.FunctionType(I64, [I64]), names[-1])
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         builder.ret(make(Emit(builder, isa), function.args[0], groups))
+    _set_up()
     target = llvm.Target.from_default_triple()
     machine = target.create_target_machine(
         cpu=llvm.get_host_cpu_name(),
@@ -64,3 +72,16 @@ def machine_code(
     # the code lives as long as its engine
     _ENGINES.append(engine)
     return np.array([engine.get_function_address(name) for name in names], np.int64)
+
+
+def entry(isa_name: str) -> Callable[[int], int]:
+    """The kernel `run`, to be called with the address of a job; other threads run meanwhile."""
+    kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
+    return kind(int(table(isa_name)[f.C_RUN]))
+
+
+def _set_up() -> None:
+    """LLVM for this CPU; newer releases of llvmlite have done so when they are imported."""
+    for initialise in ("initialize", "initialize_native_target", "initialize_native_asmprinter"):
+        with contextlib.suppress(AttributeError, RuntimeError):
+            getattr(llvm, initialise)()

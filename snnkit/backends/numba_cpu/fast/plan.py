@@ -38,7 +38,9 @@ class Layout:
         self.graph, self.isa, self.store = graph, isa, Store()
         self.last = _channels_last(graph)
         self.pads = _pads(graph)
-        self.maps: dict[str | tuple[str, bool], Map] = {}
+        self.maps: dict[str | tuple[str, bool | str], Map] = {}
+        self.values: dict[str, int] = {}
+        self.biased = _not_zero_at_rest(graph)
         self.charge_sizes: list[int] = []
         self.steps: list[Array] = []
 
@@ -60,6 +62,12 @@ class Layout:
         pads = (0, 0, 0, 0) if last else self.pads.get(node.name, (0, 0, 0, 0))
         made = Map(len(self.maps), g, -node.lo, pitch, pads)
         self.maps[node.name if last == own else (node.name, last)] = made
+        return made
+
+    def spare_map(self, node: Node, use: str, g: Geometry) -> Map:
+        """Room for bytes on the way to a node's own map."""
+        made = Map(len(self.maps), g, -node.lo, -(-g.channels // 4) * 4, (0, 0, 0, 0))
+        self.maps[node.name, use] = made
         return made
 
     def _only_windows(self, node: Node) -> bool:
@@ -149,6 +157,17 @@ def _channels_last(graph: Graph) -> frozenset[str]:
         if found:
             last.add(node.name)
     return frozenset(last)
+
+
+def _not_zero_at_rest(graph: Graph) -> frozenset[str]:
+    """Nodes that a bias reaches without a neuron between. No message tells their value at rest, so
+    messages cannot be counted by what is not zero."""
+    moved: set[str] = set()
+    for node in graph.nodes:
+        biased = node.op == "readout" and bool(node.params["bias"].any())
+        if biased or (node.op != "spike" and any(name in moved for name in node.inputs)):
+            moved.add(node.name)
+    return frozenset(moved)
 
 
 def _pads(graph: Graph) -> dict[str, tuple[int, int, int, int]]:

@@ -20,8 +20,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from snnkit.backends.numba_cpu import fast
-from snnkit.backends.numba_cpu.fast.kernels import call_row, kernel, octets, pointer, words
 from snnkit.backends.numba_cpu.stream.fields import *
+from snnkit.backends.numba_cpu.stream.pointers import call_row, kernel, octets, pointer, words
 
 Array = npt.NDArray[Any]
 

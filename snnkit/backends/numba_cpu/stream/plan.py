@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from snnkit.backends.numba_cpu.fast import fields as ff
-from snnkit.backends.numba_cpu.fast.build import Builder, Term
+from snnkit.backends.numba_cpu.fast.build import Builder
+from snnkit.backends.numba_cpu.fast.charges import Firing, Term
 from snnkit.backends.numba_cpu.fast.isa import Isa
 from snnkit.backends.numba_cpu.fast.maps import Geometry, Map, Unfit
 from snnkit.backends.numba_cpu.fast.pack import LINE, padded, tiles
@@ -112,6 +113,8 @@ class StreamPlan(Builder):
         last = own if last is None else last
         made = super().new_map(node, last)
         g = made.shape
+        if len(node.shape) > 3:
+            raise Unfit(f"{len(node.shape)} axes")
         if max(g.height, g.width) > MOST_SIDE:
             raise Unfit(f"{g.height} x {g.width} sites; at most {MOST_SIDE} each way")
         injected = node.op == "input" and last == own
@@ -202,18 +205,10 @@ class StreamPlan(Builder):
         row |= {f.I_NEW_SITES: c["sites"], f.I_NEW_BEGINS: c["begins"], f.I_NEW_WORDS: c["words"]}
         self.inputs.append(row | {f.I_NEW_INDEX: c["index"], f.I_NEW_COUNT: c["count"]})
 
-    def sum(
-        self,
-        node: Node,
-        g: Geometry,
-        init: Ints,
-        line: tuple[Array, Array] | None = None,
-        ladder: Ints | None = None,
-    ) -> int:
-        """Steps that keep charge = init + terms up to date; with `line` also the staircase."""
+    def sum(self, start: Node, g: Geometry, init: Ints, firing: Firing | None = None) -> int:
+        """Steps that keep charge = init + the value of `start` up to date, and fire it."""
         terms: list[Term] = []
-        start = node if node.op == "readout" else self.graph.node[node.inputs[0]]
-        init = init + self.terms(start, np.ones(g.units.shape, np.int64), g, terms)
+        init = init + self.terms(start, np.ones(g.units.shape, np.int64), g.units, terms)
         charge = self.new_charge(g)
         cell = self.room(KEPT, 4 * self.charge_sizes[charge])
         self.charges.append((cell, self.new_touch(g)))
@@ -223,12 +218,13 @@ class StreamPlan(Builder):
         self.resting.append((cell, full))
         for term in terms:
             self.term(term, g, charge)
-        if line is not None:
-            columns = self.charge_columns(charge, g) | self.target_columns(self.new_map(node))
+        if firing is not None:
+            made = self.new_map(firing.node)
+            columns = self.charge_columns(charge, g) | self.target_columns(made)
             full_line = np.zeros((2, padded(g.channels)), np.float32)
-            full_line[:, : g.channels] = line
+            full_line[:, : g.channels] = firing.line
             columns[f.S_RATE], columns[f.S_SHIFT] = (self.store.add(a) for a in full_line)
-            columns[f.S_TOP] = self.store.add(np.full(16, node.hi - node.lo, np.float32))
+            columns[f.S_TOP] = self.store.add(np.full(16, firing.ladder.shape[1], np.float32))
             self.act(f.FIRE, native.FIRE, columns)
         return charge
 
@@ -242,9 +238,13 @@ class StreamPlan(Builder):
         if (times != times[:1, :1]).any():
             raise Unfit(f"multiplies '{node.name}' by another number at each place")
         times = times[0, 0]
+        if node.op in ("conv", "linear", "sum_pool") and not self.in_own_order(term):
+            raise Unfit(f"reads charges of '{node.name}' in other places")
         if self.is_window(node):
             self.spread(self.window(node), g, charge, times)
         elif node.op in ("conv", "sum_pool"):
+            if not self.is_channelwise_step(node):
+                raise Unfit(f"pools over axes {node.attrs.get('axes')}")
             source = self.graph.node[node.inputs[0]]
             weight = np.ones((1, 1, g.channels), np.int64)
             if node.op == "conv":
@@ -253,7 +253,10 @@ class StreamPlan(Builder):
             made = self.cells(self.map(source.name, False))
             self.elements(made, self.reach(node, source), weight * times, g, charge)
         else:
-            made = self.cells(self.map(node.name, self.order(node, g)))
+            last = self.order(node, term.read)
+            if last is None:
+                raise Unfit(f"reads '{node.name}' in other places")
+            made = self.cells(self.map(node.name, last))
             one = Reach((0,), (0,), (1, 1))
             self.elements(made, one, times.reshape(1, 1, -1), g, charge)
 
@@ -333,8 +336,17 @@ class StreamPlan(Builder):
         row |= {f.S_D: columns[ff.P_D], f.S_E: columns[ff.P_CHANNELS]}
         self.act(f.LADDER, native.TELL, row)
 
+    def narrowed(self, node: Node) -> Map:
+        raise Unfit(f"reads charges of '{node.name}' ({node.op}) as bytes")
+
+    def max_of_axes(self, node: Node, source: Node) -> Map:
+        raise Unfit(f"pools over axes {node.attrs.get('axes')} of {source.shape}")
+
     def max_pool(self, node: Node) -> Map:
         source = self.graph.node[node.inputs[0]]
+        axes = tuple(range(1, len(source.shape)))
+        if node.attrs.get("axes", axes) != axes:
+            return self.max_of_axes(node, source)
         read, made = self.cells(self.map(source.name, False)), self.new_map(node)
         touch = self.add_fresh(made)
         taps, strides = self.taps(node, source)
