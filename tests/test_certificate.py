@@ -14,7 +14,7 @@ from snnkit.cli import main
 from snnkit.converters import convert
 from snnkit.files import save
 from snnkit.graph import Graph
-from snnkit.reference import Machine, Neurons
+from snnkit.machine import Machine, Neurons
 from tests.models import cases
 
 

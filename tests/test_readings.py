@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snnkit.backends import Schedule, compile
-from snnkit.boundary import dequantise
+from snnkit.boundary import dequantise, input_counts
 from snnkit.errors import BadShape
 from snnkit.files import from_bytes, to_bytes
 from snnkit.graph import Boundary, Graph, frozen, make_node
+from snnkit.machine import Machine
 from snnkit.onnx_writer import emit_recording
 from snnkit.ops import TABLE
-from snnkit.reference import Machine, _events, _fuzz, _steps, dense, input_counts
+from snnkit.reference import _events, _fuzz, _steps, dense
 from tests.corpus import firing, random_graph, samples
 
 SEEDS = st.integers(0, 2**31 - 1)
