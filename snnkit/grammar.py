@@ -17,6 +17,7 @@ def _convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("--calibrator", choices=("mse", "percentile", "minmax"), default="mse")
     p.add_argument("--staircase", choices=("auto", "uniform", "ladder"), default="auto")
     p.add_argument("--no-bias-correction", action="store_true")
+    p.add_argument("--no-pack", action="store_true", help="keep the channels in the model's order")
     p.add_argument(
         "--verify", type=int, default=16, metavar="N", help="samples to prove it on; 0: none"
     )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import snnkit
+from snnkit.cli import main
 from snnkit.converters.packing import WORD, chosen, event_words, grouped, pack, word_cost
 from snnkit.converters.relabel import Relabelling, Symmetry, matching_runs
+from snnkit.errors import UsageError
 from snnkit.files import from_bytes, to_bytes
 from snnkit.graph import Boundary, Graph, Node, make_node
 from tests.corpus import firing, random_graph, samples
 from tests.models import Builder, cases
+from tests.step_corpus import random_step_graph
 
 SEEDS = range(120)
 CASES = cases()
@@ -271,8 +276,6 @@ def test_convert_packs_and_says_so() -> None:
 def test_words_on_held_out_images(levels: int) -> None:
     """A trained network, chosen on some images and counted on others."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    from pathlib import Path
-
     from sklearn.datasets import load_digits
 
     source = Path(__file__).parents[1] / "examples" / "digits_cnn.onnx"
@@ -286,3 +289,22 @@ def test_words_on_held_out_images(levels: int) -> None:
     assert sum(after.values()) < 0.95 * sum(before.values())
     assert all(after[name] <= before[name] for name in before)
     assert WORD == 4
+
+
+def test_the_command_line_can_leave_the_order(tmp_path: Path) -> None:
+    builder = alike_filters()
+    model, x = tmp_path / "model.onnx", tmp_path / "x.npy"
+    onnx.save(builder.model(), model)
+    np.save(x, builder.samples(100))
+    for name, options in (("packed", []), ("plain", ["--no-pack"])):
+        net = str(tmp_path / f"{name}.onnx")
+        assert main(["convert", str(model), "-o", net, "--calibration", str(x), *options]) == 0
+    data = np.load(x)
+    packed, plain = (snnkit.load(tmp_path / f"{n}.onnx") for n in ("packed", "plain"))
+    assert sum(event_words(packed, data).values()) < sum(event_words(plain, data).values())
+
+
+def test_a_network_with_steps_is_left_alone() -> None:
+    graph = random_step_graph(np.random.default_rng(0), 3)
+    with pytest.raises(UsageError, match="stay where they are"):
+        pack(graph, {})
