@@ -251,9 +251,14 @@ def test_event_folders_by_class_and_by_labels(tmp_path) -> None:
     assert found == {bytes(x): i % 3 for i, x in enumerate(wanted)}
 
 
-def test_counts_above_255_are_kept() -> None:
+def test_counts_above_255_are_kept(tmp_path) -> None:
     events = np.zeros(300, EVENT)
     assert count(events, (34, 30), 1, 10, "here").max() == 300
+    (tmp_path / "0").mkdir()
+    for name in "ab":
+        (tmp_path / "0" / f"{name}.bin").write_bytes(to_bin(events))
+    data = datasets.load("events", str(tmp_path), test=0.5, **OPTIONS)
+    assert data.x_train.max() == data.x_test.max() == 300
 
 
 def test_damaged_event_folders(tmp_path) -> None:

@@ -158,7 +158,9 @@ def share(recipe_path: Path, folder: Path) -> None:
     distributed.init_process_group("gloo")  # one group for the four runs
     rank = distributed.get_rank()
     recipe = replace(
-        read_recipe(recipe_path, ["training.interval=15", "training.epochs=6"]),
+        read_recipe(
+            recipe_path, ["training.interval=15", "training.epochs=6", "training.test_batch=5"]
+        ),
         output=str(folder / "whole"),
     )
     if rank:

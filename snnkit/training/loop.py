@@ -208,11 +208,8 @@ class Run:
                 f"the training loss is {trained} before step {self.step}; nothing was written "
                 "since the last checkpoint; lower optimiser.lr, or set optimiser.clip"
             )
-        self.here.share_buffers(self.model)
-        judged = self.model
-        if self.average is not None:
-            self.here.share_buffers(self.average.model)
-            judged = self.average.model
+        judged = self.average.model if self.average else self.model
+        self.here.share_buffers(judged)
         correct, loss = self.test_part(judged)
         total = len(self.test[0])
         self.last = {"correct": correct, "total": total}
