@@ -20,8 +20,7 @@ from snnkit.ops.arithmetic import multiplier
 from snnkit.ops.op import Ints
 from snnkit.ops.spike import ladder_rows
 from snnkit.ops.synapses import windows
-from snnkit.reference import RESTING
-from snnkit.sweeps import spike_levels
+from snnkit.sweeps import RESTING, spike_levels
 
 Array = npt.NDArray[Any]
 
