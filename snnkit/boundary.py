@@ -117,7 +117,7 @@ def tensor_axes(b: Boundary, rank: int, time: int = 1) -> tuple[int, ...]:
 def _canonical(b: Boundary, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A tensor of the model as [N, *shape] or [N, T, *shape]."""
     rank = x.ndim - 1 - (b.time is not None)
-    return x.transpose(np.argsort(tensor_axes(b, rank)))
+    return x.transpose(tuple(np.argsort(tensor_axes(b, rank))))
 
 
 def take_samples(b: Boundary, x: npt.NDArray[Any], chosen: Any) -> npt.NDArray[Any]:

@@ -12,9 +12,7 @@ from snnkit.ops import TABLE
 from snnkit.ops.op import Ints
 from snnkit.ops.spike import ladder_rows
 from snnkit.ops.synapses import fan_out
-
-RESTING = ("input", "spike", "lif")
-"""Zero at rest; all other ops are at rest what their dense rule makes of that."""
+from snnkit.sweeps import RESTING
 
 
 class Neurons:

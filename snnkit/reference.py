@@ -145,8 +145,12 @@ class _Windows:
         self.spikes = {n.name: np.zeros((samples, 2), np.int64) for n in neurons}
         self.synops = {n.name: np.zeros(samples, np.int64) for n in synapses}
         self.steps = np.zeros(samples, np.int64)
-        self.ran = 0
+
+    def of(self, index: Any) -> _Windows:
+        """Windows that follow are those of these samples."""
+        self.index, self.ran = index, 0
         self.kept: dict[tuple[str, ...], Machine] = {}
+        return self
 
     def __call__(self, window: Graph, feeds: Mapping[str, Ints]) -> Mapping[str, Ints]:
         machine = self._machine(window, feeds)
@@ -154,14 +158,14 @@ class _Windows:
         schedule = replace(self.schedule, seed=self.schedule.seed + self.ran)
         self.ran += 1
         if schedule.mode == "steps":
-            self.steps += _steps(machine, schedule)
+            self.steps[self.index] += _steps(machine, schedule)
         else:
             {"settle": _settle, "events": _events, "fuzz": _fuzz}[schedule.mode](machine, schedule)
         if self.audit:
             machine.audit()
         for total, found in ((self.spikes, machine.spikes), (self.synops, machine.synops)):
             for name in found:
-                total[name] += found[name]
+                total[name][self.index] += found[name]
                 found[name] = np.zeros_like(found[name])
         return dict(machine.value)
 
@@ -202,25 +206,17 @@ class ReferenceProgram:
         start = time.perf_counter()
         counts = input_counts(graph, x)
         samples = len(next(iter(counts.values())))
-        total = _Windows(graph, schedule, carry, audit, samples)
-
-        def part(given: dict[str, Ints], index: Any) -> dict[str, Ints]:
-            windows = _Windows(graph, schedule, carry, audit, len(total.steps[index]))
-            values = unroll(graph, given, windows)
-            total.steps[index] = windows.steps
-            for into, found in ((total.spikes, windows.spikes), (total.synops, windows.synops)):
-                for name in into:
-                    into[name][index] = found[name]
-            return values
-
-        values = by_length(graph, counts, part)
+        windows = _Windows(graph, schedule, carry, audit, samples)
+        values = by_length(
+            graph, counts, lambda part, index: unroll(graph, part, windows.of(index))
+        )
         seconds = time.perf_counter() - start
         return Result(
             outputs=finish(graph, values, counts.get(LENGTHS)),
             counts={name: values[name] for name in names},
-            spikes=total.spikes,
-            synops=total.synops,
-            steps=total.steps,
+            spikes=windows.spikes,
+            synops=windows.synops,
+            steps=windows.steps,
             seconds=seconds,
             backend="reference",
             digest=graph.digest,

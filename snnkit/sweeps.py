@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from snnkit.graph import Boundary, Graph, Node
 
 STATEFUL = ("latch", "lif")
+RESTING = ("input", "spike", "lif")
+"""Zero at rest; all other ops are at rest what their dense rule makes of that."""
 
 
 def parts(graph: Graph) -> tuple[tuple[tuple[Node, ...], int], ...]:

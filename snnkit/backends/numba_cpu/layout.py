@@ -15,13 +15,12 @@ import numpy.typing as npt
 
 from snnkit.backends.numba_cpu import kernels as k
 from snnkit.graph import Graph, Node
-from snnkit.machine import RESTING
 from snnkit.ops import TABLE
 from snnkit.ops.arithmetic import multiplier
 from snnkit.ops.op import Ints
 from snnkit.ops.spike import ladder_rows
 from snnkit.ops.synapses import windows
-from snnkit.sweeps import spike_levels
+from snnkit.sweeps import RESTING, spike_levels
 
 Array = npt.NDArray[Any]
 

@@ -35,13 +35,10 @@ class NumbaProgram:
     def __init__(self, graph: Graph, path: str | None = None):
         """path : as the environment variable SNNKIT_CPU_PATH: auto, avx512, avx2 or generic."""
         self.graph = graph
-        self.why_generic: tuple[tuple[str, str], ...] = ()
         self.isa = choose(path)
+        self.why_generic = () if self.isa is None else tuple(_without_vector_kernels(graph))
         fast = None
-        if graph.sweeps:
-            timed = [n.name for nodes, direction in graph.parts if direction for n in nodes]
-            self.why_generic = ((timed[0], "it runs once per step; the vector kernels run once"),)
-        elif self.isa is not None:
+        if self.isa is not None and not self.why_generic:
             fast = FastEngine(graph, self.isa)
         if fast is not None and fast.problems:
             self.why_generic, fast = tuple(fast.problems), None
@@ -102,7 +99,7 @@ class NumbaProgram:
         check_update(self.graph, update)
         if self.stream_plan is not None and not self.stream_plan.problems:
             return VectorStream(self, self.stream_plan, update)
-        why = [("", "path generic has no incremental kernels")]
+        why = list(self.why_generic) or [("", "path generic has no incremental kernels")]
         if self.stream_plan is not None:
             why = self.stream_plan.problems
         if update == "incremental":
@@ -112,8 +109,17 @@ class NumbaProgram:
 
     @cached_property
     def stream_plan(self) -> StreamPlan | None:
-        """What all streams of this program share; None without vector instructions."""
-        return None if self.isa is None else StreamPlan(self.graph, self.isa)
+        """What all streams of this program share; None without vector instructions or kernels."""
+        if self.isa is None or _without_vector_kernels(self.graph):
+            return None
+        return StreamPlan(self.graph, self.isa)
+
+
+def _without_vector_kernels(graph: Graph) -> list[tuple[str, str]]:
+    """(node, reason) for what the vector kernels do not know at all."""
+    once = "it runs once per step; the vector kernels run once"
+    timed = [(n.name, once) for nodes, direction in graph.parts if direction for n in nodes]
+    return timed[:1] + [(n.name, "op 'product'") for n in graph.of("product")]
 
 
 class NumbaBackend:
