@@ -35,7 +35,7 @@ def schedule(ann: int, chain: dict[int, int], rate: float, dropout: float) -> Sc
 
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": {
-        "schedule": schedule(30, {5: 8, 4: 4, 3: 4, 2: 6, 1: 20}, 1e-3, 0.1),
+        "schedule": schedule(30, {5: 12, 4: 4, 3: 4, 2: 12, 1: 60}, 1e-3, 0.1),
         "count": 0,
         "options": {"input_shape": (1, 8, 8)},
     },

@@ -79,17 +79,19 @@ def exact_network(rng: np.random.Generator, steps: int, timed: bool) -> torch.nn
         x = torch.zeros((steps, 1, 2, 6, 7) if timed else (1, 2, 6, 7), dtype=torch.float64)
         size = model(x).shape[-1]
     readout = [snn.TimeSum(), snn.TimeMean()][rng.integers(0, 2)]
+    last = synapse(rng, torch.nn.Linear(12, 5), False)
+    # biases that are whole steps of the last weights
+    last[0].bias.data = torch.tensor(rng.integers(-90, 90, 5) / 128, dtype=torch.float64)
     tail = [
         synapse(rng, torch.nn.Linear(size, 12), False),
         neuron(rng),
         snn.TimeDropout(0.3),
-        synapse(rng, torch.nn.Linear(12, 5, bias=False), False),
+        last,
         readout,
     ]
     model = torch.nn.Sequential(*model, *tail).double().eval()
     if steps in (1, 2, 4) and rng.random() < 0.3:  # spikes are averaged, then read
-        last = torch.nn.Linear(12, 5, bias=False)
-        model = torch.nn.Sequential(*model[:-2], snn.TimeMean(), synapse(rng, last, False)[0])
+        model = torch.nn.Sequential(*model[:-2], snn.TimeMean(), last[0])
     return model.double().eval()
 
 
@@ -202,6 +204,45 @@ def test_many_steps_are_exact(seed: int, steps: int, timed: bool) -> None:
     assert len(graph.of("lif")) == 3 and graph.steps == steps
     assert sum(bool(s.any()) for s in spikes.values()) >= 2
     agree_with_reference(graph, x, output, integers)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_dozen_steps_lose_nothing(seed: int) -> None:
+    """tau 4 over 12 steps moves a charge by 22 bits: the membrane keeps them all."""
+    graph, *_ = compare(seed, 12, True)
+    for node in graph.of("lif"):
+        exact = 2 ** (node.attrs["shift"] * 11)
+        assert (node.params["gain"] % exact == 0).all() and (node.params["bias"] % exact == 0).all()
+    assert max(n.attrs["shift"] for n in graph.of("lif")) > 0
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_leaks_that_round_round_down_in_torch_too(kind: str) -> None:
+    """Coarse integers below zero: the floor of the definition, not a cut towards zero."""
+    rng = np.random.default_rng(5)
+    node = snnkit.make_node("x", "input", [], {}, {"shape": (6,), "lo": -128, "hi": 127})
+    weight = {"weight": rng.integers(-9, 9, (30, 6))}
+    charge = snnkit.make_node("charge", "linear", [node], weight)
+    arrays = {"leak": 3, "gain": 1, "bias": rng.integers(-400, 300, 30), "theta": 150}
+    arrays |= {"reset": 150 if kind == "soft" else -37, "initial": -11}
+    params = {k: np.atleast_1d(v) for k, v in arrays.items()}
+    attrs = {"kind": kind, "shift": 2, "steps": 9}
+    lif = snnkit.make_node("lif", "lif", [charge], params, attrs)
+    out = snnkit.make_node("out", "readout", [lif], {"bias": [0]})
+    one, none = np.float32(1), np.float32(0)
+    ends = [
+        snnkit.Boundary(name, name, "float32", dims, np.asarray(one), np.asarray(none), (), 0, time)
+        for name, dims, time in (("x", ("n", 9, 6), 1), ("out", ("n", 30), None))
+    ]
+    nodes = (node, charge, lif, out)
+    graph = snnkit.Graph(nodes, (ends[0],), (ends[1],), {}, ((4, 1),), 9)
+    graph.check()
+    x = rng.integers(-128, 128, (20, 9, 6)).astype(np.float32)
+    result = snnkit.compile(graph, "reference").run(x, record=("all",))
+    output, integers = IntegerNetwork(graph)(torch.from_numpy(x))
+    assert 0.05 < result.counts["lif"].mean() < 0.95
+    assert np.array_equal(result.counts["lif"], integers["lif"].numpy())
+    assert np.array_equal(result.outputs["out"], output.numpy())
 
 
 def test_the_laws_see_ties_and_every_kind_of_spike_train() -> None:
