@@ -22,6 +22,7 @@ from qat_nets import network  # noqa: E402
 
 from snnkit.converters.from_qat import as_uniform  # noqa: E402
 from snnkit.nn import LSQ, QCFS, InputGrid, WeightQuantiser, prepare  # noqa: E402
+from snnkit.nn.curves import IDENTITY  # noqa: E402
 from snnkit.nn.gathering import Sum  # noqa: E402
 from snnkit.nn.quantised import Spike, Synapses  # noqa: E402
 from snnkit.nn.reading import Reading  # noqa: E402
@@ -512,6 +513,61 @@ def test_wide_sums_leave_float32(tmp_path: Path) -> None:
     x = torch.randint(200, 256, (16, 1200)).float()
     x[0, :256] = torch.arange(256)
     prepared = prepare(model, example=x, levels=255, weight_bits=8).eval()
-    readings = prepared.readings(x)
-    assert float(readings["_0"].counts.max()) > 2**24
-    compare(prepared, x.numpy(), tmp_path / "wide.onnx")
+    charges = prepared.readings(x)["_0"].counts.numpy()
+    assert charges.max() > 2**24
+    graph = compare(prepared, x.numpy(), tmp_path / "wide.onnx")
+    weight = graph.node["_0"].params["weight"].astype(np.int64)
+    counts = input_counts(graph, x.numpy())[graph.of("input")[0].name]
+    assert np.array_equal(charges, (counts @ weight.T).astype(np.float64))
+
+
+@pytest.mark.parametrize("kind", [LSQ, QCFS])
+def test_the_half_rounds_up(kind: type) -> None:
+    quantiser = kind(0.5, -3, 4)
+    x = torch.arange(-10, 12).float() / 4
+    counts = quantiser(x[None])[0][0].detach().numpy()
+    assert np.array_equal(counts, np.clip(np.floor(x.numpy() / 0.5 + 0.5), -3, 4))
+    spike = Spike(IDENTITY, quantiser).eval()
+    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    reading = Reading(torch.arange(-10, 12, dtype=torch.float64)[None], one / 4, zero, 12)
+    assert np.array_equal(spike(reading).counts[0].detach().numpy(), counts)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_layer_is_its_convolution_of_the_values_it_reads(padding: int, groups: int) -> None:
+    """Scales and offsets that differ between channels, in units of the charge: an offset that
+    differs between positions is a whole number of them."""
+    torch.manual_seed(groups)
+    conv = nn.Conv2d(4, 6, 3, padding=padding, groups=groups)
+    scale = torch.rand(1, 4, 1, 1, dtype=torch.float64) + 0.1
+    offset = torch.randn(1, 4, 1, 1, dtype=torch.float64) * 3
+    counts = torch.randint(-9, 10, (5, 4, 7, 7)).double()
+    source = Reading(counts, scale, offset, 9)
+    layer = Synapses(conv, source, 8).eval()
+    whole, unit = layer.integers(source)
+    ratio = scale / scale.max()
+    into = ratio.expand(1, 4, 1, 1).reshape(groups, 1, -1, 1, 1)
+    step = layer.quantiser.step().double().reshape(groups, -1, 1, 1, 1)
+    weight = whole.double().reshape(groups, -1, 4 // groups, 3, 3) * step / into
+    exact = F.conv2d(source.value(), weight.reshape(6, -1, 3, 3), None, 1, padding, 1, groups)
+    exact = exact + conv.bias.double().reshape(1, -1, 1, 1)
+    error = ((layer(source).value() - exact) / unit).abs().max()
+    assert float(error) < (0.51 if padding else 1e-2)
+
+
+def test_padding_of_a_normalised_input_is_a_map_of_charges(tmp_path: Path) -> None:
+    """Zero padding is no value of the input's grid: border positions start with other charges,
+    and all share one ladder per channel."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 144, 3)]
+    x = torch.randint(0, 256, (16, 1, 12, 12)).float()
+    x[0].view(-1)[:128], x[1].view(-1)[:128] = torch.arange(128), torch.arange(128, 256)
+    x = (x / 255 - 0.4) / 0.3
+    prepared = prepare(nn.Sequential(*layers), example=x, levels=7, weight_bits=8)
+    graph = compare(trained(prepared, x), x.numpy(), tmp_path / "map.onnx")
+    (spike,) = graph.of("spike")
+    assert spike.params["init"].shape == (4, 12, 12)
+    assert spike.params["thresholds"].shape[:-1] == (4, 1, 1)
+    inner = spike.params["init"][:, 1:-1, 1:-1]
+    assert (inner == inner[:, :1, :1]).all() and (spike.params["init"] != inner[:, :1, :1]).any()

@@ -52,7 +52,8 @@ def convert(
         ladder), "uniform" (one theta wherever the activation allows it), "ladder".
     bias_correction : move each bias so that mean charges equal the float model's.
     pack : renumber the channels of hidden layers so that channels that fire together lie together
-        (`snnkit.converters.packing`): exact, and less work. False keeps the model's own order.
+        (`snnkit.converters.packing`): exact, and less work. False keeps the model's own order,
+        as a prepared model always does.
 
     Raises
     ------
