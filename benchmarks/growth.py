@@ -28,9 +28,9 @@ def exponent(factors: Sequence[int], values: Sequence[float]) -> float:
 
 def _point(name: str, grows: str, factor: int, rounds: int) -> tuple[list[str], dict[str, Any]]:
     """(cells, figures) of one network."""
-    source, x = variant(name, **{grows: factor})
+    source, x = variant(name, count=16, **{grows: factor})
     graph = snnkit.convert(source, x, levels=15)
-    report = bench(graph, source=source, samples=x, batch=[1], rounds=rounds)
+    report = bench(graph, source=source, samples=x, batch=[1], rounds=rounds, count=16)
     row, fast = report.rows[0], backend().compile(graph).fast
     ours, rival = row.time("snnkit"), row.time(INT8)
     figures: dict[str, Any] = {
