@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from benchmarks.variants import variant
 
 import snnkit
 from benchmarks.tables import Scope, Table
+from benchmarks.variants import variant
 from snnkit.backends.numba_cpu import backend
 from snnkit.bench import bench
 from snnkit.bench.rivals import INT8
@@ -28,9 +28,9 @@ def exponent(factors: Sequence[int], values: Sequence[float]) -> float:
 
 def _point(name: str, grows: str, factor: int, rounds: int) -> tuple[list[str], dict[str, Any]]:
     """(cells, figures) of one network."""
-    source, x = variant(name, **{grows: factor})
+    source, x = variant(name, count=16, **{grows: factor})
     graph = snnkit.convert(source, x, levels=15)
-    report = bench(graph, source=source, samples=x, batch=[1], rounds=rounds)
+    report = bench(graph, source=source, samples=x, batch=[1], rounds=rounds, count=16)
     row, fast = report.rows[0], backend().compile(graph).fast
     ours, rival = row.time("snnkit"), row.time(INT8)
     figures: dict[str, Any] = {

@@ -31,7 +31,7 @@ REAL = "real"
 AGAINST = ("onnxruntime", "torch", "spikingjelly", "sinabs")
 DENSITIES = (0.005, 0.01, 0.03, 0.1, 0.3, 1.0)
 SAMPLES = 64
-"""Samples that batch 1 walks through; larger batches take at least two whole ones."""
+"""Samples that are proved and timed, if nothing else is said."""
 
 
 @dataclass
@@ -102,6 +102,7 @@ def bench(
     rounds: int = 15,
     against: Sequence[str] = ("onnxruntime",),
     workload: str = "net",
+    count: int = SAMPLES,
     seed: int = 0,
     path: str | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -114,14 +115,15 @@ def bench(
         as a QDQ model, and the float ones are left out.
     samples : real inputs, as for `verify`. densities : random inputs besides (`random_inputs`).
     batch : sizes to time. rounds : times that every candidate runs, in turns.
+    count : samples that small batches walk through; larger ones take at least two whole batches.
     against : among onnxruntime, torch, spikingjelly, sinabs. say : takes lines of progress.
     path : as the environment variable SNNKIT_CPU_PATH.
 
     Raises VerificationFailed where any neuron or output differs, UsageError, BadCalibration.
     """
-    _check(samples, densities, batch, threads, rounds, against)
+    _check(samples, densities, batch, min(threads, rounds, count), against)
     program = backend().compile(graph, path)
-    sets = _inputs(graph, samples, densities, max(SAMPLES, 2 * max(batch)), seed)
+    sets = _inputs(graph, samples, densities, max(count, 2 * max(batch)), seed)
     say("making rivals")
     rivals = _rivals(graph, source, next(iter(sets.values())), threads, against)
     report = Report(
@@ -137,7 +139,7 @@ def bench(
     )
     cell = _Cell(program, rivals, threads, rounds, report.peak, workload)
     for name, x in sets.items():
-        parts = {size: batches(_some(x, max(SAMPLES, 2 * size)), size) for size in batch}
+        parts = {size: batches(_some(x, max(count, 2 * size)), size) for size in batch}
         say(f"{workload}, input {name}: comparing every neuron")
         compared = prove(graph, cell.infer, x, [p for some in parts.values() for p in some])
         activity = _activity(program, x)
@@ -151,14 +153,13 @@ def _check(
     samples: Any,
     densities: Sequence[float],
     batch: Sequence[int],
-    threads: int,
-    rounds: int,
+    least: int,
     against: Sequence[str],
 ) -> None:
     if samples is None and not densities:
         raise UsageError("nothing to time; give samples, densities, or both")
-    if min(*batch, threads, rounds) < 1:
-        raise UsageError(f"batch {batch}, threads {threads}, rounds {rounds}; expected at least 1")
+    if not batch or min(*batch, least) < 1:
+        raise UsageError(f"batch {batch}, threads, rounds and samples: expected at least 1")
     unknown = [name for name in against if name not in AGAINST]
     if unknown:
         raise UsageError(f"against '{unknown[0]}'; expected among {', '.join(AGAINST)}")
