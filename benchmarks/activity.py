@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 import snnkit
-from benchmarks.recordings import Array
 from benchmarks.workloads import WORKLOADS, present, samples, scaled, splits
+from snnkit.datasets.arrays import Array
 
 GROUP = 4
 CHUNK = 100
@@ -36,7 +36,8 @@ class Activity:
 def measure(graph: snnkit.Graph, x: Array) -> Activity:
     """Runs the samples x through a converted network."""
     program = snnkit.compile(graph, backend="numba")
-    units, words, synops, outputs = [], [], [], []
+    units, words, synops = [], [], []
+    outputs: list[Array] = []
     for start in range(0, len(x), CHUNK):
         result = program.run(x[start : start + CHUNK], record=("spike",))
         active = [counts != 0 for counts in result.counts.values()]

@@ -6,8 +6,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.recordings import Array, events
+from benchmarks.recordings import events
 from benchmarks.recordings import slices as sliced
+from snnkit.datasets.arrays import Array
 
 Floats = npt.NDArray[np.float64]
 CONTRAST = 0.25

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from benchmarks.variants import variant
 
 import snnkit
 from benchmarks.tables import Scope, Table
+from benchmarks.variants import variant
 from snnkit.backends.numba_cpu import backend
 from snnkit.bench import bench
 from snnkit.bench.rivals import INT8

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from benchmarks.workloads import WORKLOADS, Samples, samples
 
 import snnkit
+from benchmarks.workloads import WORKLOADS, Samples, samples
 from snnkit.graph import Graph
 
 LEVELS = 15

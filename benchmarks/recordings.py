@@ -1,23 +1,20 @@
-"""Plain readers of the files that the workloads are made of, and events as input counts.
+"""Recordings of event cameras: readers of what `snnkit.datasets` does not read, and slices of time.
 
 Events are structured arrays of `EVENT`, sorted by t: t in microseconds, x and y in pixels, polarity
-p 0 or 1. The layouts are those that the data sets' own documentation states.
+p 0 or 1.
 """
 
 from __future__ import annotations
 
-import gzip
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-EVENT = np.dtype([("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "i1")])
-IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+from snnkit.datasets.arrays import Array
+from snnkit.datasets.event_folders import EVENT, bin_events, count
+from snnkit.errors import BadDataset
 
 
 def events(t: Array, x: Array, y: Array, p: Array) -> Array:
@@ -28,55 +25,40 @@ def events(t: Array, x: Array, y: Array, p: Array) -> Array:
     return made[np.argsort(made["t"], kind="stable")]
 
 
-def read_idx(path: Path) -> Array:
-    """The array in an IDX file, gzipped or not (MNIST): 0, 0, type, number of axes, sizes, data."""
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_TYPES:
-        raise ValueError(f"{path}: no IDX file; expected 0, 0, a type of {sorted(IDX_TYPES)}")
-    start = 4 + 4 * data[3]
-    shape = [int(n) for n in np.frombuffer(data, ">u4", data[3], 4)]
-    kind = np.dtype(IDX_TYPES[data[2]])
-    if len(data) - start != kind.itemsize * int(np.prod(shape)):
-        raise ValueError(f"{path}: {len(data) - start} bytes of data, its header says {shape}")
-    return np.frombuffer(data, kind, -1, start).reshape(shape)
-
-
-def read_nmnist(data: bytes) -> Array:
-    """Events of an N-MNIST recording. 5 bytes each: x, y, polarity (bit 7) and 23 bits of t."""
-    if len(data) % 5:
-        raise ValueError(f"N-MNIST recording of {len(data)} bytes; expected a multiple of 5")
-    raw = np.frombuffer(data, np.uint8).reshape(-1, 5).astype(np.int64)
-    t = (raw[:, 2] & 127) << 16 | raw[:, 3] << 8 | raw[:, 4]
-    return events(t, raw[:, 0], raw[:, 1], raw[:, 2] >> 7)
-
-
 def read_nmnist_archive(path: Path) -> Iterator[tuple[int, Array]]:
-    """(label, events) of each recording in a tar of NNNNN.bin files and labels.txt, by number."""
+    """(label, events) of each recording in a tar of NNNNN.bin files and labels.txt, by number.
+
+    labels.txt has a line of number and label for each recording, after lines that start with #.
+    """
     with tarfile.open(path) as archive:
-        members = {Path(m.name).name: m for m in archive if m.isfile()}
         contents = {}
-        for name, member in members.items():
+        for member in archive:
             file = archive.extractfile(member)
-            assert file is not None
-            contents[name] = file.read()
+            if file is not None:
+                contents[Path(member.name).name] = file.read()
     rows = contents["labels.txt"].decode("ascii").split("\n")
     labels = [tuple(map(int, row.split())) for row in rows if row.strip() and row[0] != "#"]
     for number, label in sorted(labels):
-        yield label, read_nmnist(contents[f"{number:05d}.bin"])
+        name = f"{number:05d}.bin"
+        yield label, bin_events(contents[name], f"{path}, {name}")
 
 
-def read_aedat2(data: bytes) -> Array:
-    """Events of a DVS128 in AEDAT 2.0: lines that start with #, then big-endian address and t.
+def read_aedat2(path: Path) -> Array:
+    """Events of a DVS128 in AEDAT 2.0: lines that start with #, then per event address and t.
 
-    Time starts at the first event. The camera counts in unsigned 32 bits, and may pass zero.
+    Both are big-endian 32 bits: x = 127 - bits 1..7, y = bits 8..14, p = not bit 0 of the address.
+    Time starts at the first event. The camera's clock is unsigned and may pass zero.
     """
+    data = path.read_bytes()
     start = 0
     while data[start : start + 1] == b"#":
-        start = data.index(b"\n", start) + 1
+        end = data.find(b"\n", start)
+        start = end + 1 if end >= 0 else len(data)
     if not data.startswith(b"#!AER-DAT2.0") or (len(data) - start) % 8:
-        raise ValueError("no AEDAT 2.0 file, or one that ends within an event")
+        raise BadDataset(
+            f"{path}: starts with {data[:12]!r}, {(len(data) - start) % 8} bytes left over after "
+            "the last event; expected #!AER-DAT2.0 and none"
+        )
     raw = np.frombuffer(data, ">u4", -1, start).reshape(-1, 2)
     address, stamp = raw[:, 0].astype(np.int64), raw[:, 1].astype(np.uint32)
     t = (stamp - stamp[:1]).astype(np.int64)
@@ -90,11 +72,6 @@ def slices(recording: Array, size: tuple[int, int], width: int = 10_000) -> Arra
 
     size : (H, W).
     """
-    height, across = size
-    count = int(recording["t"][-1]) // width + 1 if len(recording) else 0
-    made = np.zeros((count, 2 * height * across), np.uint8)
-    place = (recording["p"].astype(np.int64) * height + recording["y"]) * across + recording["x"]
-    edges = np.searchsorted(recording["t"], np.arange(count + 1) * width)
-    for row, start, stop in zip(made, edges[:-1], edges[1:], strict=True):
-        row[:] = np.minimum(np.bincount(place[start:stop], minlength=row.size), 255)
-    return made.reshape(count, 2, height, across)
+    frames = int(recording["t"][-1]) // width + 1 if len(recording) else 0
+    counts = count(recording, size[::-1], frames, width, Path("events"))
+    return np.minimum(counts, 255).astype(np.uint8)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.workloads import streams
 
 from benchmarks import prepared
 from benchmarks.tables import Scope, Table
+from benchmarks.workloads import streams
 from snnkit.backends.numba_cpu import backend
 from snnkit.bench.rivals import INT8, NET, onnxruntime_rivals
 from snnkit.errors import VerificationFailed

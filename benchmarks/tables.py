@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from benchmarks.workloads import WORKLOADS
 
 from benchmarks import prepared
+from benchmarks.workloads import WORKLOADS
 from snnkit.backends.numba_cpu import backend
 from snnkit.backends.numba_cpu.fast.isa import GENERIC, ISAS, host_features, missing
 from snnkit.bench import DENSITIES, Report, bench

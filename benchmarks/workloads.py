@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import generated, recordings
-from benchmarks.recordings import Array
+from snnkit.datasets.arrays import Array
+from snnkit.datasets.images import mnist
 
 HERE = Path(__file__).parent
 SLICE = 10_000
@@ -178,7 +179,7 @@ def event_parts(name: str, part: str) -> Part:
     low, high = (0, 75) if part == "train" else (80, 100)
     made = []
     for label, file in enumerate(sorted(path.glob("*.aedat"))):
-        recording = recordings.read_aedat2(file.read_bytes())
+        recording = recordings.read_aedat2(file)
         end = int(recording["t"][-1]) + 1
         start, stop = np.searchsorted(recording["t"], [end * low // 100, end * high // 100])
         stretch = recording[start:stop].copy()
@@ -188,9 +189,8 @@ def event_parts(name: str, part: str) -> Part:
 
 
 def _mnist(part: str) -> tuple[Array, Array]:
-    stem = source("mnist") / ("train" if part == "train" else "t10k")
-    images = recordings.read_idx(Path(f"{stem}-images-idx3-ubyte.gz"))
-    return images[:, None], recordings.read_idx(Path(f"{stem}-labels-idx1-ubyte.gz"))
+    data = mnist(str(source("mnist")))
+    return (data.x_train, data.y_train) if part == "train" else (data.x_test, data.y_test)
 
 
 def _cifar(part: str) -> tuple[Array, Array]:
