@@ -129,15 +129,19 @@ def read_events(path: Path) -> Array:
 
 
 def read_bin(path: Path) -> Array:
+    """Events of the N-MNIST recording in a file; see `bin_events`."""
+    return bin_events(path.read_bytes(), str(path))
+
+
+def bin_events(content: bytes, where: str) -> Array:
     """An N-MNIST recording: 5 bytes per event, x, y, then polarity (bit 7) and 23 bits of t in us.
 
     The three bytes of polarity and t are big-endian (Orchard et al. 2015, doi
-    10.3389/fnins.2015.00437). Raises BadDataset where the file ends within an event.
+    10.3389/fnins.2015.00437). Raises BadDataset, with `where`, if the last event is cut off.
     """
-    content = path.read_bytes()
     if not content or len(content) % 5:
         raise BadDataset(
-            f"{path}: {len(content)} bytes; expected a multiple of 5, the size of an event "
+            f"{where}: {len(content)} bytes; expected a multiple of 5, the size of an event "
             "(truncated, or another format)"
         )
     raw = np.frombuffer(content, np.uint8).reshape(-1, 5).astype(np.int64)
