@@ -11,10 +11,9 @@ import pytest
 pytest.importorskip("numba")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed; pip install scikit-learn")
 
-from benchmarks.recordings import EVENT
-
 from benchmarks import prepared, run
 from benchmarks.growth import exponent
+from benchmarks.recordings import EVENT
 from benchmarks.streaming import BLOCK, WINDOW, packets, row
 from benchmarks.tables import Scope
 from snnkit.backends.numba_cpu import NumbaProgram

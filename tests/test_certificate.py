@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import snnkit
-from snnkit import reference
+from snnkit import machine, reference
 from snnkit.certificate import _bits, verify
 from snnkit.cli import main
 from snnkit.converters import convert
@@ -72,19 +72,19 @@ class LosesOne(Neurons):
 
 
 FAULTS = {
-    "leak": ("Machine", Leaking),
-    "clamp": ("Machine", Clamped),
-    "no negative spikes": ("Neurons", OnlyUp),
-    "half rounding": ("Neurons", RoundsDown),
-    "a lost spike": ("Neurons", LosesOne),
+    "leak": (reference, "Machine", Leaking),
+    "clamp": (reference, "Machine", Clamped),
+    "no negative spikes": (machine, "Neurons", OnlyUp),
+    "half rounding": (machine, "Neurons", RoundsDown),
+    "a lost spike": (machine, "Neurons", LosesOne),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_caught(name, network, monkeypatch) -> None:
     graph, x = network
-    attribute, faulty = FAULTS[name]
-    monkeypatch.setattr(reference, attribute, faulty)
+    module, attribute, faulty = FAULTS[name]
+    monkeypatch.setattr(module, attribute, faulty)
     certificate = verify(graph, x[:4], backends=["reference"], modes=["steps"])
     assert not certificate.passed and certificate.neurons_different > 0
     assert certificate.executions["onnxruntime, all neurons"]["different"] == 0
@@ -107,7 +107,7 @@ def test_without_a_fault_it_passes(network) -> None:
 
 def test_half_rounding_is_caught_in_settle_too(network, monkeypatch) -> None:
     graph, x = network
-    monkeypatch.setattr(reference, "Neurons", RoundsDown)
+    monkeypatch.setattr(machine, "Neurons", RoundsDown)
     with pytest.raises(snnkit.SnnkitError, match="quiescent value"):
         verify(graph, x[:4], backends=["reference"], modes=["settle"])
 
@@ -116,7 +116,7 @@ def test_the_command_exits_with_4(network, monkeypatch, tmp_path, capsys) -> Non
     graph, x = network
     save(graph, tmp_path / "net.onnx")
     np.save(tmp_path / "x.npy", x[:3])
-    monkeypatch.setattr(reference, "Neurons", OnlyUp)
+    monkeypatch.setattr(machine, "Neurons", OnlyUp)
     arguments = ["verify", str(tmp_path / "net.onnx"), "--samples", str(tmp_path / "x.npy")]
     code = main([*arguments, "--backend", "reference", "--mode", "steps"])
     printed = capsys.readouterr().out
