@@ -66,9 +66,8 @@ def row(model: Any, graph: Any, data: Any) -> list[Any]:
     silent = [n for n in neurons if not record[n].any()]
     if silent:
         raise SystemExit(f"silent layers: {silent}")
-    fired = [n for n in neurons if not n.endswith(".relay")]
-    spikes = sum(int(record[n].sum()) for n in fired) / len(x)
-    rate = spikes / sum(record[n][0].numel() for n in fired)
+    spikes = sum(int(record[n].sum()) for n in neurons) / len(x)
+    rate = spikes / sum(record[n][0].numel() for n in neurons)
     paper = paper_energy(model, torch.from_numpy(x))
     graded = paper_energy(model, torch.from_numpy(x), graded=True)
     counted = counted_energy(graph, result)

@@ -140,12 +140,6 @@ def _pooled(reader: Any, name: str, value: Any, attrs: dict[str, Any], count: in
     if x.offset.size > 1 and not varies_only(x.offset, 0):
         raise Refusal("an offset per position", "put neurons in front of it")
     node = reader.add(name, "sum_pool", [x.node], {}, attrs, value.when)
-    if reader.steps == 1 and node.lo == 0 and node.hi <= 255:
-        # neurons that pass the count on: vector kernels read bytes of neurons
-        rank = (1,) * len(node.shape)
-        params = {"init": np.zeros(rank, np.int64), "theta": np.ones(rank, np.int64)}
-        relay = {"kind": "uniform", "lo": 0, "hi": node.hi}
-        node = reader.add(f"{name}.relay", "spike", [node], params, relay, value.when)
     found: Affine = reader.net.affine(node, x.scale / count, x.offset)
     return found
 
