@@ -55,7 +55,7 @@ class _Curve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, charge: Tensor, curve: str, levels: int, grid: int) -> Tensor:
         steps = torch.from_numpy(ladder(curve, levels, grid)).to(charge)
-        counts = torch.bucketize(charge, steps, right=True, out_int32=True).float()
+        counts = torch.bucketize(charge.contiguous(), steps, right=True, out_int32=True).float()
         z = (charge / grid).float()
         ctx.save_for_backward(torch.tanh(z) if curve == "tanh" else torch.sigmoid(z))
         ctx.slope, ctx.curve, ctx.kind = levels / grid, curve, charge.dtype

@@ -181,7 +181,8 @@ class Recurrent(nn.Module):
         of steps."""
         n = self.integers(x)
         kind = torch.float64 if self.levels.bound > FLOAT32_EXACT else torch.float32
-        driven = (n.mx * weighted(x.counts, n.wx, x.most) + n.bias).to(kind)
+        # unbound, not indexed: the gradient of an index is as large as the whole sequence
+        driven = (n.mx * weighted(x.counts, n.wx, x.most) + n.bias).to(kind).unbind(0)
         rest = torch.zeros(x.counts.shape[1], self.hidden)
         state: tuple[Tensor, ...] = (rest, rest)
         mh, bias_h, theta = n.mh.to(kind), n.bias_h.to(kind), n.theta.to(kind)
@@ -213,6 +214,10 @@ class Recurrent(nn.Module):
         """(state, spiking nodes by name) after one step. driven [N, G*H]: x's charge with bias;
         back [N, G*H]: the hidden state's."""
         raise NotImplementedError
+
+    def counts_of(self) -> tuple[int, int, int]:
+        """N, K and the levels of the inner state."""
+        return self.levels.state, self.levels.gate, self.levels.inner
 
     def extra_repr(self) -> str:
         return f"{self.inputs} -> {self.hidden}, {self.levels}"
@@ -258,14 +263,12 @@ class QuantisedGRU(Recurrent):
         return torch.cat([torch.zeros(2 * self.hidden).double(), bias_h[2 * self.hidden :]])
 
     def step(self, driven: Any, back: Any, state: Any, bias_h: Any, theta: Any, grid: int) -> Any:
-        size, n, k = self.hidden, self.levels.state, self.levels.gate
-        h = state[0]
-        gates = curved(driven[:, : 2 * size] + back[:, : 2 * size], "sigmoid", k, grid)
-        reset, keep = gates[:, :size], gates[:, size:]
-        inner = self.levels.inner
-        aside = staircase((back[:, 2 * size :] + bias_h[2 * size :]) / theta, -inner, inner).float()
-        share = self.product_multiplier(theta)
-        new = curved(driven[:, 2 * size :] + share * (reset * aside), "tanh", n, grid)
+        size, n, k, inner = self.hidden, *self.counts_of()
+        h, parts = state[0], (2 * self.hidden, self.hidden)
+        (gates_x, new_x), (gates_h, new_h) = driven.split(parts, 1), back.split(parts, 1)
+        reset, keep = curved(gates_x + gates_h, "sigmoid", k, grid).split(size, 1)
+        aside = staircase((new_h + bias_h[2 * size :]) / theta, -inner, inner).float()
+        new = curved(new_x + self.product_multiplier(theta) * (reset * aside), "tanh", n, grid)
         h = half_up((k * new + keep * (h - new)) / k)
         return (h,), {"reset": reset, "keep": keep, "aside": aside, "new": new, "state": h}
 
@@ -289,12 +292,11 @@ class QuantisedLSTM(Recurrent):
         return self.levels.gate * self.levels.state * CELL_PARTS
 
     def step(self, driven: Any, back: Any, state: Any, bias_h: Any, theta: Any, grid: int) -> Any:
-        size, n, k = self.hidden, self.levels.state, self.levels.gate
-        cell, inner, charge = state[1], self.levels.inner, driven + back
-        gates = curved(charge[:, : 2 * size], "sigmoid", k, grid)
-        enter, forget = gates[:, :size], gates[:, size:]
-        new = curved(charge[:, 2 * size : 3 * size], "tanh", n, grid)
-        out = curved(charge[:, 3 * size :], "sigmoid", k, grid)
+        size, n, k, inner = self.hidden, *self.counts_of()
+        cell, parts = state[1], (2 * self.hidden, self.hidden, self.hidden)
+        gates, new, out = (driven + back).split(parts, 1)
+        enter, forget = curved(gates, "sigmoid", k, grid).split(size, 1)
+        new, out = curved(new, "tanh", n, grid), curved(out, "sigmoid", k, grid)
         inside = theta.double() * (forget * cell) + CELL_PARTS * (enter * new)
         cell = staircase(inside / (theta * k), -inner, inner).float()
         shown = curved(inside, "tanh", n, self.cell_grid)
