@@ -75,14 +75,14 @@ RECIPES: dict[str, Recipe] = {
             "readout": "mean",
             "dropout": 0.2,
         },
-        40,
-        6,
+        20,
+        4,
         batch=64,
     ),
     "ecg": Recipe(
         {"front": (Front(24, 8, 4),), "cell": "lstm", "hidden": (32,), "readout": "each"},
         60,
-        15,
+        8,
         batch=64,
     ),
 }
@@ -129,8 +129,10 @@ def score(model: nn.Module, data: Sequences) -> float:
     return right / asked
 
 
-def compare(model: QuantisedCRNN, graph: snnkit.Graph, path: Path, data: Sequences) -> dict[str, Any]:
-    """Training network, spiking network and onnxruntime on the file, on every test sample."""
+def compare(
+    model: QuantisedCRNN, graph: snnkit.Graph, path: Path, data: Sequences
+) -> dict[str, Any]:
+    """The trained network, the spiking one and onnxruntime on the file, on every test sample."""
     program, names = snnkit.compile(graph), [n.name for n in graph.of("spike")]
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     keys = ("neurons", "differ", "active", "outputs differ", "onnxruntime outputs differ")
@@ -193,7 +195,10 @@ def main() -> None:
     snnkit.save(graph, path)
     began = time.perf_counter()
     record["network"] = compare(quantised, graph, path, data)
-    record["seconds"] = {"fine-tuning": round(took), "comparing": round(time.perf_counter() - began)}
+    record["seconds"] = {
+        "fine-tuning": round(took),
+        "comparing": round(time.perf_counter() - began),
+    }
     record["levels"], record["test samples"] = asdict(levels), len(data.test[0])
     record["parameters"] = sum(p.numel() for p in model.parameters())
     record["file bytes"] = path.stat().st_size

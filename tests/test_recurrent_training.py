@@ -91,7 +91,11 @@ def test_torch_is_the_graph_at_every_element(
     for i, mode in enumerate(MODES):
         for program in (reference, snnkit.compile(graph)):
             result = program.run(
-                x[some].numpy(), mode=mode, record=list(counts), seed=i, carry=bool((i + layout) % 2)
+                x[some].numpy(),
+                mode=mode,
+                record=list(counts),
+                seed=i,
+                carry=bool((i + layout) % 2),
             )
             for name, found in counts.items():
                 assert np.array_equal(result.counts[name], found[some]), (mode, name)
@@ -154,9 +158,7 @@ def layer_by_hand(cell: str, model: QuantisedCRNN, x: np.ndarray) -> np.ndarray:
     layer = model.layers[0][0]
     with torch.no_grad():
         n = layer.integers(model.inputs(torch.from_numpy(x)))
-    wx, wh, mx, mh, b, bh = (
-        a.double().numpy() for a in (n.wx, n.wh, n.mx, n.mh, n.bias, n.bias_h)
-    )
+    wx, wh, mx, mh, b, bh = (a.double().numpy() for a in (n.wx, n.wh, n.mx, n.mh, n.bias, n.bias_h))
     q, size, g = np.rint(x.astype(np.float64) * 255), layer.hidden, n.grid
     top, k, inner = layer.levels.state, layer.levels.gate, layer.levels.inner
     h, c, found = np.zeros((len(x), size)), np.zeros((len(x), size)), []

@@ -160,12 +160,13 @@ class _Export:
         dims: tuple[int | str, ...] = ("batch", model.steps, *model.shape)
         none = frozen(np.float32(0))
         scale = frozen((unit / times).float().numpy())
+        scale_x = frozen(model.grid.scale.numpy())
         each = model.readout == "each"
         lead: tuple[int | str, ...] = ("batch", model.steps) if each else ("batch",)
         time = 1 if each else None
         return Graph(
             tuple(self.nodes),
-            (Boundary("x", x.name, "float32", dims, frozen(model.grid.scale.numpy()), none, time=1),),
+            (Boundary("x", x.name, "float32", dims, scale_x, none, time=1),),
             (Boundary("y", y.name, "float32", (*lead, *y.shape), scale, none, time=time),),
             self.meta(),
             tuple(self.sweeps),

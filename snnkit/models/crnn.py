@@ -89,8 +89,8 @@ class CRNN(nn.Module):
         super().__init__()
         if cell not in CELLS or readout not in READOUTS or len(shape) not in (1, 2) or not hidden:
             raise UsageError(
-                f"shape {tuple(shape)}, cell {cell!r}, hidden {tuple(hidden)}, readout {readout!r}; "
-                f"expected (F,) or (C, W), one of {sorted(CELLS)}, one of {READOUTS}"
+                f"shape {tuple(shape)}, cell {cell!r}, hidden {tuple(hidden)}, readout "
+                f"{readout!r}; expected (F,) or (C, W), one of {sorted(CELLS)}, one of {READOUTS}"
             )
         self.shape, self.readout, self.bidirectional = tuple(shape), readout, bidirectional
         channels, width = (1, *shape) if len(shape) == 1 else shape
@@ -280,8 +280,6 @@ class QuantisedCRNN(nn.Module):
             self(x, record)
         self.train(training)
         return {k: v.transpose(0, 1).numpy().astype(np.int64) for k, v in record.items()}
-
-
 
 
 def _tops(model: CRNN, example: Tensor) -> list[float]:
