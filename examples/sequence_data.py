@@ -4,8 +4,10 @@ Read from the folder in the environment variable SNNKIT_DATA, by default ../shar
 the checkout. Layouts are ours:
 
 rows     MNIST, element t is row t: T 28, 28 values each
-smnist   MNIST as 784 pixels in order, in frames of 16: T 49. A causal convolution with kernel
-         48 and stride 16 over the pixels is a front layer that sees three frames.
+smnist   MNIST as 784 pixels in order, in frames of 28: T 28. The front convolves over pixels and
+         frames: a causal convolution over the pixel sequence with taps 28 i + j apart.
+smnist16 the same in frames of 16, which cut across the rows: T 49. A causal convolution with
+         kernel 48 and stride 16 over the pixels is a front layer that sees three frames.
 psmnist  the 784 pixels in a fixed random order (numpy's default_rng(0).permutation), in frames
          of 28: T 28. A convolution with kernel 28 and stride 28 is a front layer of one frame.
 fsdd     log-mel of spoken digits, T 64, 32 bands; takes 0..4 of each speaker are the test
@@ -96,6 +98,10 @@ def rows() -> Sequences:
 
 
 def smnist() -> Sequences:
+    return rows()
+
+
+def smnist16() -> Sequences:
     return _mnist(lambda x: x.reshape(-1, 49, 16))
 
 
@@ -135,7 +141,7 @@ def ecg() -> Sequences:
 
 
 SOURCES: dict[str, Callable[[], Sequences]] = {
-    f.__name__: f for f in (rows, smnist, psmnist, fsdd, speech, ecg)
+    f.__name__: f for f in (rows, smnist, smnist16, psmnist, fsdd, speech, ecg)
 }
 
 

@@ -52,6 +52,16 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "rows": Recipe({"cell": "gru", "hidden": (64,), "dropout": 0.1}, 3, 1, Levels(15, 15, 15)),
     "smnist": Recipe(
+        {
+            "front": (Front(16, 5, 5, 2, 2), Front(32, 3, 5, 2, 2)),
+            "cell": "gru",
+            "hidden": (64,),
+            "dropout": 0.1,
+        },
+        5,
+        1,
+    ),
+    "smnist16": Recipe(
         {"front": (Front(64, 3, 16), Front(64, 3)), "cell": "gru", "hidden": (80,)}, 4, 1
     ),
     "psmnist": Recipe({"front": (Front(96, 1, 28),), "cell": "gru", "hidden": (96,)}, 5, 1),
