@@ -28,7 +28,6 @@ from sequence_data import SOURCES, UNLABELLED, Sequences, batches, steps
 from torch import nn
 
 import snnkit
-from snnkit.converters.from_recurrent import convert_recurrent
 from snnkit.models.crnn import CRNN, Front, QuantisedCRNN
 from snnkit.nn import InputGrid
 from snnkit.nn.recurrent import Levels
@@ -201,7 +200,7 @@ def main() -> None:
     print("before fine-tuning", record["before fine-tuning"], flush=True)
     took = train(quantised, data, recipe.epochs, recipe.rates[1], recipe.batch)
     torch.save(quantised.state_dict(), options.output / "quantised.pt")
-    graph, path = convert_recurrent(quantised), options.output / "net.onnx"
+    graph, path = snnkit.convert(quantised), options.output / "net.onnx"
     snnkit.save(graph, path)
     began = time.perf_counter()
     record["network"] = compare(quantised, graph, path, data)

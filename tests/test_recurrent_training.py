@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 import snnkit
-from snnkit.errors import UsageError
+from snnkit.errors import BadCalibration, UsageError
 from snnkit.reference import dense, input_counts
 
 torch = pytest.importorskip("torch", reason="torch is not installed; pip install torch")
@@ -264,7 +264,8 @@ def test_digits_train_and_convert_with_no_difference() -> None:
     fit(model, 12, 1e-2)
     quantised = QuantisedCRNN(model, x[:100], grid(1 / 16), Levels(15, 15, 15))
     fit(quantised, 3, 2e-3)
-    graph, test = convert_recurrent(quantised), x[1400:]
+    test = x[1400:]
+    graph = snnkit.convert(quantised, test)
     program = snnkit.compile(graph)
     names = [n.name for n in graph.of("spike")]
     result = program.run(test.numpy(), record=names)
@@ -291,5 +292,9 @@ def test_what_cannot_be_taken_is_said() -> None:
         QuantisedCRNN(both, x, grid())
     with pytest.raises(UsageError, match="127 levels"):
         Levels(state=128)
+    with pytest.raises(UsageError, match="QuantisedCRNN"):
+        snnkit.convert(QuantisedCRNN(CRNN((6,), 2), x, grid()), levels=7)
+    with pytest.raises(BadCalibration, match=r"\(3, 6\)"):
+        snnkit.convert(QuantisedCRNN(CRNN((6,), 2), x, grid()), x[:, :2])
     with pytest.raises(UsageError, match="one layer"):
         recurrent(nn.GRU(4, 4, num_layers=2), Levels())

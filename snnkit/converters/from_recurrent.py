@@ -13,26 +13,40 @@ products, their adds, and the spike "state", which the latch "before" holds.
 from __future__ import annotations
 
 import hashlib
+import sys
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import snnkit
+from snnkit.errors import BadCalibration
 from snnkit.graph import Boundary, Graph, Node, frozen, make_node
 
 Array = npt.NDArray[Any]
 ONE = np.int32(1)
 
 
-def convert_recurrent(model: Any) -> Graph:
+def is_recurrent(model: Any) -> bool:
+    """Whether `model` is a QuantisedCRNN; torch is not imported for the answer."""
+    module = sys.modules.get("snnkit.models.crnn")
+    return module is not None and isinstance(model, module.QuantisedCRNN)
+
+
+def convert_recurrent(model: Any, samples: Any = None) -> Graph:
     """The graph of a QuantisedCRNN for sequences of `model.steps` elements.
 
     Every spiking node has the name that `model.counts` uses. The input is "x" [batch, T, *shape],
-    the output "y". Raises RangeOverflow where an integer leaves 32 bits.
+    the output "y". `samples`, if given, are only checked against it.
+
+    Raises BadCalibration where the samples have another shape, RangeOverflow where an integer
+    leaves 32 bits.
     """
     import torch
 
+    shape = (model.steps, *model.shape)
+    if samples is not None and tuple(np.shape(samples))[1:] != shape:
+        raise BadCalibration(f"samples of shape {np.shape(samples)}; expected (N, *{shape})")
     with torch.no_grad():
         graph = _Export(model).graph()
     graph.check()
