@@ -1,8 +1,9 @@
 """Sequences for train_sequences.py: float32 [N, T, *shape] on an 8-bit grid, labels, layouts.
 
-Read from the folder in the environment variable SNNKIT_DATA, by default ../shared/data beside
-the checkout. Layouts are ours:
+`digits` comes with scikit-learn, the others are read from the folder in the environment variable
+SNNKIT_DATA, by default ../shared/data beside the checkout. Layouts are ours:
 
+digits   scikit-learn's 8x8 digits, element t is row t: T 8; 1,400 to train on, 397 to test
 rows     MNIST, element t is row t: T 28, 28 values each
 smnist   MNIST as 784 pixels in order, in frames of 28: T 28. The front convolves over pixels and
          frames: a causal convolution over the pixel sequence with taps 28 i + j apart.
@@ -93,6 +94,16 @@ def _mnist(arrange: Callable[[Tensor], Tensor]) -> Sequences:
     return Sequences(found[0], test, 10, 1 / 255, 0, moved_images(arrange))
 
 
+def digits() -> Sequences:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    x = torch.from_numpy(images[order].reshape(-1, 8, 8).astype(np.float32) / np.float32(16))
+    y = torch.from_numpy(labels[order].astype(np.int64))
+    return Sequences((x[:1400], y[:1400]), (x[1400:], y[1400:]), 10, 1 / 16, 0, plain)
+
+
 def rows() -> Sequences:
     return _mnist(lambda x: x.reshape(-1, 28, 28))
 
@@ -141,7 +152,7 @@ def ecg() -> Sequences:
 
 
 SOURCES: dict[str, Callable[[], Sequences]] = {
-    f.__name__: f for f in (rows, smnist, smnist16, psmnist, fsdd, speech, ecg)
+    f.__name__: f for f in (digits, rows, smnist, smnist16, psmnist, fsdd, speech, ecg)
 }
 
 

@@ -1,6 +1,7 @@
 """RNN -> quantised RNN -> recurrent spiking network: trains, converts, compares every neuron.
 
-    python examples/train_sequences.py --task rows --output out/rows
+    python examples/train_sequences.py --task digits --output out/digits   # scikit-learn's
+    python examples/train_sequences.py --task rows --output out/rows       # needs the MNIST files
 
 Trains the float CRNN, then the quantised one from it, writes net.onnx and result.json, and runs
 the test set as spiking neurons: accuracy of the three, and the number of spiking neurons, over all
@@ -49,6 +50,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
+    "digits": Recipe({"cell": "gru", "hidden": (32,)}, 15, 4, Levels(15, 15, 15), batch=64),
     "rows": Recipe({"cell": "gru", "hidden": (64,), "dropout": 0.1}, 3, 1, Levels(15, 15, 15)),
     "smnist": Recipe(
         {
@@ -168,6 +170,24 @@ def compare(
     return {"accuracy": {k: v / asked for k, v in right.items()}, **found}
 
 
+def fitted(
+    model: nn.Module,
+    data: Sequences,
+    epochs: float,
+    rate: float,
+    batch: int,
+    path: Path,
+    again: bool,
+) -> int:
+    """Train the model and keep it at `path`, or take what is there; returns seconds."""
+    if again:
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return 0
+    took = train(model, data, epochs, rate, batch)
+    torch.save(model.state_dict(), path)
+    return round(took)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--task", choices=list(RECIPES), required=True)
@@ -175,43 +195,37 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--levels", type=int, help="of states, gates and inner states")
     arguments.add_argument("--float", type=Path, help="state dict of a trained float network")
+    arguments.add_argument("--again", action="store_true", help="compare what the folder holds")
     options = arguments.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     recipe, data = RECIPES[options.task], SOURCES[options.task]()
     example = data.augment(data.train[0][:256], data.train[1][:256], torch.Generator())[0]
-    model = CRNN(example.shape[2:], data.classes, **recipe.network)
-    if options.float:
-        model.load_state_dict(torch.load(options.float, weights_only=True))
-        took = 0.0
-    else:
-        took = train(model, data, recipe.float_epochs, recipe.rates[0], recipe.batch)
-        torch.save(model.state_dict(), options.output / "float.pt")
+    model, many = CRNN(example.shape[2:], data.classes, **recipe.network), options.levels
+    path, known = options.float or options.output / "float.pt", bool(options.float or options.again)
+    how = (data, recipe.float_epochs, recipe.rates[0], recipe.batch, path, known)
+    seconds = {"float": fitted(model, *how)}
     record: dict[str, Any] = {"task": options.task, "seed": options.seed}
-    record["float"] = {"accuracy": score(model, data), "seconds": round(took)}
-    print(record["float"], flush=True)
-    many = options.levels
+    record["float accuracy"] = score(model, data)
     levels = Levels(many, many, many) if many else recipe.levels
-    grid = InputGrid(torch.tensor(data.scale), torch.tensor(0.0), data.lo)
+    grid = InputGrid(data.scale, lo=data.lo)
     quantised = QuantisedCRNN(model, example, grid, levels, recipe.front_levels)
     quantised.steps = int(data.test[0].shape[1])
-    record["before fine-tuning"] = score(quantised, data)
-    print("before fine-tuning", record["before fine-tuning"], flush=True)
-    took = train(quantised, data, recipe.epochs, recipe.rates[1], recipe.batch)
-    torch.save(quantised.state_dict(), options.output / "quantised.pt")
+    record["accuracy before fine-tuning"] = score(quantised, data)
+    print(json.dumps(record), flush=True)
+    path = options.output / "quantised.pt"
+    how = (data, recipe.epochs, recipe.rates[1], recipe.batch, path, options.again)
+    seconds["fine-tuning"] = fitted(quantised, *how)
     graph, path = snnkit.convert(quantised), options.output / "net.onnx"
     snnkit.save(graph, path)
     began = time.perf_counter()
     record["network"] = compare(quantised, graph, path, data)
-    record["seconds"] = {
-        "fine-tuning": round(took),
-        "comparing": round(time.perf_counter() - began),
-    }
-    record["levels"], record["test samples"] = asdict(levels), len(data.test[0])
+    seconds["comparing"] = round(time.perf_counter() - began)
+    record |= {"seconds": seconds, "levels": asdict(levels), "test samples": len(data.test[0])}
     record["parameters"] = sum(p.numel() for p in model.parameters())
     record["file bytes"] = path.stat().st_size
-    text = json.dumps(record, indent=2, default=str) + "\n"
+    text = json.dumps(record, indent=2) + "\n"
     (options.output / "result.json").write_text(text)
     print(text)
 
