@@ -51,7 +51,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe({"cell": "gru", "hidden": (32,)}, 15, 4, Levels(15, 15, 15), batch=64),
-    "rows": Recipe({"cell": "gru", "hidden": (64,), "dropout": 0.1}, 3, 1, Levels(15, 15, 15)),
+    "rows": Recipe({"cell": "gru", "hidden": (64,), "dropout": 0.05}, 8, 2, Levels(15, 15, 15)),
     "smnist": Recipe(
         {
             "front": (Front(16, 5, 5, 2, 2), Front(32, 3, 5, 2, 2)),
@@ -91,9 +91,9 @@ RECIPES: dict[str, Recipe] = {
         batch=64,
     ),
     "ecg": Recipe(
-        {"front": (Front(24, 8, 4),), "cell": "lstm", "hidden": (32,), "readout": "each"},
-        60,
-        8,
+        {"front": (Front(24, 8, 4),), "cell": "lstm", "hidden": (48,), "readout": "each"},
+        200,
+        20,
         batch=64,
     ),
 }

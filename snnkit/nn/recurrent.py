@@ -77,7 +77,8 @@ class Integers:
 @dataclass(frozen=True)
 class Levels:
     """state: N. gate: K. inner: of a GRU's Q and an LSTM's cell state. bits: of the weights.
-    bound: no charge reaches it; 2^23 is what fits 24-bit membranes."""
+    bound: no charge of a gate, candidate, Q or RNN state reaches it; 2^23 fits 24-bit membranes.
+    An LSTM's cell charge is on a grid of its own, below about 2 * 256 * K * N * (inner range)."""
 
     state: int = 15
     gate: int = 15
