@@ -12,6 +12,7 @@ from snnkit.converters.boundaries import read_input, read_output
 from snnkit.converters.calibration import CALIBRATORS, Statistics
 from snnkit.converters.float_model import Array, FloatModel
 from snnkit.converters.from_qat import convert_prepared, is_prepared
+from snnkit.converters.from_recurrent import convert_recurrent, is_recurrent
 from snnkit.converters.handlers import HANDLERS
 from snnkit.converters.network import Network, Policy
 from snnkit.converters.packing import pack_by
@@ -41,8 +42,8 @@ def convert(
     Parameters
     ----------
     model : path, bytes, onnx.ModelProto, or torch.nn.Module (exported to ONNX first). A model
-        from `snnkit.nn.prepare` gives the integers that training used; options and calibration
-        are its own then.
+        from `snnkit.nn.prepare`, or a `snnkit.models.crnn.QuantisedCRNN`, gives the integers that
+        training used; options and calibration are its own then.
     calibration : [N, *shape] array, or a mapping by input name. Real inputs in the scaling that
         the model expects: ranges and the input's scale come from them, nothing is guessed.
     levels : 1..255, steps of each activation's staircase.
@@ -68,12 +69,14 @@ def convert(
             f"{CALIBRATORS} and {FORMS}"
         )
     policy = Policy(levels, weight_bits, calibrator, staircase, bias_correction, pack)
-    if is_prepared(model):
+    if is_prepared(model) or is_recurrent(model):
         if policy != Policy(pack=pack):
             raise UsageError(
                 f"{policy} for a prepared model; expected none: set levels and weight bits in "
-                "snnkit.nn.prepare"
+                "snnkit.nn.prepare or QuantisedCRNN"
             )
+        if is_recurrent(model):
+            return convert_recurrent(model, calibration)
         return convert_prepared(model, calibration)
     if calibration is None:
         raise BadCalibration("no calibration data; expected real inputs [N, *shape] of the model")

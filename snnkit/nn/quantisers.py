@@ -65,6 +65,11 @@ def rounded(v: Tensor) -> Tensor:
     return torch.as_tensor(_Round.apply(v))
 
 
+def scaled_gradient(v: Tensor, factor: float) -> Tensor:
+    """v, its gradient times `factor`."""
+    return torch.as_tensor(_ScaledGradient.apply(v, factor))
+
+
 def staircase(v: Tensor, lo: int, hi: int, shift: float = 0.0) -> Tensor:
     """clip(floor(v + 1/2), lo, hi) with the gradient straight through inside the range.
 
@@ -115,7 +120,7 @@ class LSQ(LevelQuantiser):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = max(1, x[0].numel())
-        s = _ScaledGradient.apply(self.step(), (features * max(self.hi, -self.lo)) ** -0.5)
+        s = scaled_gradient(self.step(), (features * max(self.hi, -self.lo)) ** -0.5)
         return staircase(x / s, self.lo, self.hi), s
 
 
@@ -168,7 +173,7 @@ class WeightQuantiser(nn.Module):
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """(W, s): integers of the shape of `weight` [O, ...], and [O]."""
         share = (weight[0].numel() * self.limit) ** -0.5
-        s = _ScaledGradient.apply(self.step(), share)
+        s = scaled_gradient(self.step(), share)
         v = weight / s.reshape(-1, *(1,) * (weight.ndim - 1))
         # clamped before rounding: the gradient stops at the ends, as LSQ has it
         return rounded(v.clamp(-self.limit, self.limit)), s

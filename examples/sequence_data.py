@@ -1,0 +1,171 @@
+"""Sequences for train_sequences.py: float32 [N, T, *shape] on an 8-bit grid, labels, layouts.
+
+`digits` comes with scikit-learn, the others are read from the folder in the environment variable
+SNNKIT_DATA, by default ../shared/data beside the checkout. Layouts are ours:
+
+digits   scikit-learn's 8x8 digits, element t is row t: T 8; 1,400 to train on, 397 to test
+rows     MNIST, element t is row t: T 28, 28 values each
+smnist   MNIST as 784 pixels in order, in frames of 28: T 28. The front convolves over pixels and
+         frames: a causal convolution over the pixel sequence with taps 28 i + j apart.
+smnist16 the same in frames of 16, which cut across the rows: T 49. A causal convolution with
+         kernel 48 and stride 16 over the pixels is a front layer that sees three frames.
+psmnist  the 784 pixels in a fixed random order (numpy's default_rng(0).permutation), in frames
+         of 28: T 28. A convolution with kernel 28 and stride 28 is a front layer of one frame.
+fsdd     log-mel of spoken digits, T 64, 32 bands; takes 0..4 of each speaker are the test
+speech   log-mel of Speech Commands, T 49, 40 bands, 12 classes; random 3,200 / 800, seed 0
+ecg      QTDB, 4 spike channels of -1, 0, +1, a label per step; training on crops of 200 steps;
+         steps without a class are masked (label -100)
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DEFAULT = Path(__file__).parents[2] / "shared" / "data"
+HOME = Path(os.environ.get("SNNKIT_DATA", DEFAULT))
+UNLABELLED = -100
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Train and test arrays; scale and lo of the input's 8-bit grid; the augmentation's name."""
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    classes: int
+    scale: float
+    lo: int
+    augment: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+
+
+def plain(x: Tensor, y: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    return x, y
+
+
+def _draw(g: torch.Generator, low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, (), generator=g))
+
+
+def moved_images(arrange: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Images [N, 784] of a batch moved by up to two pixels together, then arranged."""
+
+    def augment(x: Tensor, y: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+        by = (_draw(g, -2, 2), _draw(g, -2, 2))
+        return arrange(x.reshape(-1, 28, 28).roll(by, (1, 2)).flatten(1)), y
+
+    return augment
+
+
+def moved_sounds(x: Tensor, y: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Clips shifted in time and pitch and made louder, with a band and a stretch silenced."""
+    x = x.roll((_draw(g, -5, 5), _draw(g, -1, 1)), (1, 2)).clone()
+    x = (x + float(torch.randn((), generator=g)) * 0.1) * (x > 0)
+    at, band = _draw(g, 0, x.shape[1] - 6), _draw(g, 0, x.shape[2] - 4)
+    x[:, at : at + _draw(g, 0, 6)] = 0
+    x[:, :, band : band + _draw(g, 0, 4)] = 0
+    return x.clamp(0, 1), y
+
+
+def crops(x: Tensor, y: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    at = _draw(g, 0, x.shape[1] - 200)
+    return x[:, at : at + 200], y[:, at : at + 200]
+
+
+def _idx(part: str, word: str) -> np.ndarray:
+    (path,) = (HOME / "mnist").glob(f"{part}*{word}*.gz")
+    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
+
+
+def _mnist(arrange: Callable[[Tensor], Tensor]) -> Sequences:
+    found = []
+    for part in ("train", "t10k"):
+        images = _idx(part, "images")[16:].reshape(-1, 784).astype(np.float32) / np.float32(255)
+        labels = torch.from_numpy(_idx(part, "labels")[8:].astype(np.int64))
+        found.append((torch.from_numpy(images), labels))
+    test = (arrange(found[1][0]), found[1][1])
+    return Sequences(found[0], test, 10, 1 / 255, 0, moved_images(arrange))
+
+
+def digits() -> Sequences:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    x = torch.from_numpy(images[order].reshape(-1, 8, 8).astype(np.float32) / np.float32(16))
+    y = torch.from_numpy(labels[order].astype(np.int64))
+    return Sequences((x[:1400], y[:1400]), (x[1400:], y[1400:]), 10, 1 / 16, 0, plain)
+
+
+def rows() -> Sequences:
+    return _mnist(lambda x: x.reshape(-1, 28, 28))
+
+
+def smnist() -> Sequences:
+    return rows()
+
+
+def smnist16() -> Sequences:
+    return _mnist(lambda x: x.reshape(-1, 49, 16))
+
+
+def psmnist() -> Sequences:
+    order = torch.from_numpy(np.random.default_rng(0).permutation(784))
+    return _mnist(lambda x: x[:, order].reshape(-1, 28, 28))
+
+
+def _split(x: np.ndarray, y: np.ndarray, test: np.ndarray, classes: int) -> Sequences:
+    sounds = torch.from_numpy(x.astype(np.float32) / np.float32(255))
+    labels = torch.from_numpy(y.astype(np.int64))
+    parts = [(sounds[chosen], labels[chosen]) for chosen in (~test, test)]
+    return Sequences(parts[0], parts[1], classes, 1 / 255, 0, moved_sounds)
+
+
+def fsdd() -> Sequences:
+    with np.load(HOME / "fsdd" / "fsdd_logmel_u8.npz", allow_pickle=False) as f:
+        return _split(f["x"], f["y"], f["is_test"].astype(bool), 10)
+
+
+def speech() -> Sequences:
+    with np.load(HOME / "speech_commands" / "sc12_logmel_u8_4000.npz", allow_pickle=False) as f:
+        test = np.zeros(len(f["x"]), bool)
+        test[np.random.default_rng(0).permutation(len(test))[3200:]] = True
+        return _split(f["x"], f["y"], test, 12)
+
+
+def ecg() -> Sequences:
+    from scipy.io import loadmat
+
+    found = []
+    for part in ("train", "test"):
+        f = loadmat(HOME / "ecg_qtdb" / f"QTDB_{part}.mat")
+        y = np.where(f["y"].any(-1), f["y"].argmax(-1), UNLABELLED).astype(np.int64)
+        found.append((torch.from_numpy(f["x"].astype(np.float32)), torch.from_numpy(y)))
+    return Sequences(found[0], found[1], 6, 1.0, -128, crops)
+
+
+SOURCES: dict[str, Callable[[], Sequences]] = {
+    f.__name__: f for f in (digits, rows, smnist, smnist16, psmnist, fsdd, speech, ecg)
+}
+
+
+def batches(
+    data: Sequences, size: int, epochs: float, g: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training batches of `epochs` rounds, augmented."""
+    x, y = data.train
+    count = steps(data, size, epochs)
+    order = torch.cat([torch.randperm(len(x), generator=g) for _ in range(int(epochs) + 1)])
+    for index in order[: count * size].split(size):
+        yield data.augment(x[index], y[index], g)
+
+
+def steps(data: Sequences, size: int, epochs: float) -> int:
+    return max(1, int(epochs * len(data.train[0])) // size)
