@@ -157,7 +157,7 @@ def exact_case(seed: int, steps: int, timed: bool):
 def compare(seed: int, steps: int, timed: bool):
     """Export, and compare the float network's spikes with the integers in torch."""
     model, x = exact_case(seed, steps, timed)
-    graph = from_snn(model, x)
+    graph = snnkit.convert(model, x)
     y, spikes = record(model, torch.from_numpy(x).double())
     given = x[0] if timed and steps == 1 else x
     output, integers = IntegerNetwork(graph)(torch.from_numpy(given))

@@ -374,7 +374,16 @@ def test_two_processes_hold_the_same_weights_and_resume_exactly(shared) -> None:
     assert not (folder / "build" / loop.LAST).exists()  # seen before the first step
 
 
-def test_evaluation_does_not_depend_on_the_number_of_processes(home, shared) -> None:
+@pytest.fixture
+def one_thread():
+    """As many threads as each of two processes has: the order of a float sum depends on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_evaluation_does_not_depend_on_the_number_of_processes(home, shared, one_thread) -> None:
     """The weights of two processes, evaluated by one: the same counts and the very same loss."""
     folder, _ = shared
     content = checkpoint.read(folder / "whole" / loop.LAST)

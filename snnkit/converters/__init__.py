@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,8 @@ def convert(
     ----------
     model : path, bytes, onnx.ModelProto, or torch.nn.Module (exported to ONNX first). A model
         from `snnkit.nn.prepare`, or a `snnkit.models.crnn.QuantisedCRNN`, gives the integers that
-        training used; options and calibration are its own then.
+        training used; options and calibration are its own then. A network of `snnkit.nn` neurons
+        becomes `lif` nodes, or binary spikes at one time step (`converters.from_snn`).
     calibration : [N, *shape] array, or a mapping by input name. Real inputs in the scaling that
         the model expects: ranges and the input's scale come from them, nothing is guessed.
     levels : 1..255, steps of each activation's staircase.
@@ -61,14 +63,8 @@ def convert(
     UnsupportedModel : with every node that cannot be converted, by name.
     BadCalibration : wrong shape or type, empty, NaN.
     """
-    if not 1 <= levels <= 255 or not 2 <= weight_bits <= 8:
-        raise UsageError(f"levels {levels}, weight_bits {weight_bits}; expected 1..255 and 2..8")
-    if calibrator not in CALIBRATORS or staircase not in FORMS:
-        raise UsageError(
-            f"calibrator {calibrator!r}, staircase {staircase!r}; expected one of "
-            f"{CALIBRATORS} and {FORMS}"
-        )
     policy = Policy(levels, weight_bits, calibrator, staircase, bias_correction, pack)
+    _check(policy)
     if is_prepared(model) or is_recurrent(model):
         if policy != Policy(pack=pack):
             raise UsageError(
@@ -78,10 +74,38 @@ def convert(
         if is_recurrent(model):
             return convert_recurrent(model, calibration)
         return convert_prepared(model, calibration)
+    if _is_spiking(model):
+        if policy != Policy(weight_bits=weight_bits, pack=pack):
+            raise UsageError(f"{policy} for a spiking network; expected weight_bits only")
+        from snnkit.converters.from_snn import from_snn
+
+        return from_snn(model, calibration, weight_bits=weight_bits)
     if calibration is None:
         raise BadCalibration("no calibration data; expected real inputs [N, *shape] of the model")
     source = _loaded(model, calibration)
     return _build(source, _named(source, calibration), policy)
+
+
+def _check(policy: Policy) -> None:
+    """Raise UsageError for options that do not exist."""
+    if not 1 <= policy.levels <= 255 or not 2 <= policy.weight_bits <= 8:
+        raise UsageError(
+            f"levels {policy.levels}, weight_bits {policy.weight_bits}; expected 1..255 and 2..8"
+        )
+    if policy.calibrator not in CALIBRATORS or policy.staircase not in FORMS:
+        raise UsageError(
+            f"calibrator {policy.calibrator!r}, staircase {policy.staircase!r}; expected one of "
+            f"{CALIBRATORS} and {FORMS}"
+        )
+
+
+def _is_spiking(model: Any) -> bool:
+    """Whether `model` is a torch module with neurons of `snnkit.nn`. Imports no torch."""
+    state = sys.modules.get("snnkit.nn.state")
+    modules = getattr(model, "modules", None)
+    if state is None or not callable(modules):
+        return False
+    return any(isinstance(m, state.Stateful) for m in modules())
 
 
 def examine(model: Any, samples: Any = None) -> Graph:
