@@ -8,6 +8,19 @@ the test set as spiking neurons: accuracy of the three, and the number of spikin
 elements of all test samples, whose integer is not the training network's (it has to be 0).
 One thread, one seed, the last epoch counts: nothing is chosen by the test set. The networks are
 ours (`sequence_data` has the layouts); arXiv 2408.09403 is where the pipeline comes from.
+
+Seen with seed 0 on one thread of a busy machine, all test samples, 0 neurons different:
+
+    task      float   quantised = spiking   float / fine-tuning
+    rows      0.9866  0.9860                174 s / 140 s
+    smnist    0.9941  0.9939                245 s / 118 s
+    smnist16  0.9790  0.9799                266 s / 192 s
+    psmnist   0.9606  0.9600                318 s / about 65 s
+    fsdd      0.9920  0.9960                275 s / 128 s
+    speech    0.8975  0.8988                150 s / 71 s
+    ecg       0.8656  0.8645                 30 s / 43 s     (share of labelled steps)
+
+examples/sequence_<task>.onnx are these networks.
 """
 
 from __future__ import annotations
@@ -91,9 +104,9 @@ RECIPES: dict[str, Recipe] = {
         batch=64,
     ),
     "ecg": Recipe(
-        {"front": (Front(24, 8, 4),), "cell": "lstm", "hidden": (48,), "readout": "each"},
-        200,
-        20,
+        {"front": (Front(24, 8, 4),), "cell": "lstm", "hidden": (32,), "readout": "each"},
+        60,
+        8,
         batch=64,
     ),
 }

@@ -60,7 +60,7 @@ def test_shipped_mnist_networks_are_as_accurate_as_stated() -> None:
     images, labels = shared_data.mnist("t10k")
     x = images[:500].reshape(500, 784).astype(np.float32) / np.float32(255)
     order = np.random.default_rng(0).permutation(784)
-    for name, least in (("rows", 0.96), ("smnist", 0.98), ("psmnist", 0.93)):
+    for name, least in (("rows", 0.97), ("smnist", 0.985), ("psmnist", 0.94)):
         graph = snnkit.load(ROOT / "examples" / f"sequence_{name}.onnx")
         given = (x[:, order] if name == "psmnist" else x).reshape(500, 28, 28)
         (y,) = snnkit.compile(graph).run(given).outputs.values()
