@@ -15,10 +15,10 @@ from benchmarks.workloads import WORKLOADS, samples
 
 Floats = npt.NDArray[np.float32]
 ACTIVE = {
-    "mnist": (0.024, 0.013, 0.061),
-    "nmnist": (0.017, 0.020, 0.051),
-    "dvs": (0.014, 0.019, 0.093, 0.135, 0.157),
-    "cifar": (0.267, 0.191, 0.234, 0.094, 0.199, 0.120),
+    "mnist": (0.023, 0.011, 0.057),
+    "nmnist": (0.016, 0.021, 0.053),
+    "dvs": (0.011, 0.010, 0.049, 0.072, 0.092),
+    "cifar": (0.230, 0.160, 0.195, 0.112, 0.196, 0.126),
 }
 """Share of neurons with at least one spike per layer of the trained networks, 15 levels, real test
 data."""
