@@ -36,9 +36,11 @@ def source(name: str) -> onnx.ModelProto:
 
 
 @cache
-def graph(name: str, levels: int = LEVELS) -> Graph:
+def graph(name: str, levels: int = LEVELS, staircase: str = "auto") -> Graph:
     """The trained network as integers, without retraining."""
-    return snnkit.convert(str(WORKLOADS[name].network), train(name).x, levels=levels)
+    return snnkit.convert(
+        str(WORKLOADS[name].network), train(name).x, levels=levels, staircase=staircase
+    )
 
 
 def accuracies(name: str, candidates: Mapping[str, Any]) -> dict[str, float]:

@@ -105,21 +105,36 @@ def _ratios(reports: Sequence[Report]) -> Table:
     return Table("Times faster than onnxruntime int8", notes, ["workload", "batch", *inputs], lines)
 
 
+KINDS = ((3, "auto"), (prepared.LEVELS, "auto"), (255, "auto"), (255, "uniform"))
+"""Levels and staircases that are compared. uniform: one integer theta per channel."""
+
+
 def levels(scope: Scope, say: Say) -> list[Table]:
     """Accuracy and time by number of levels: the int8 rival has 255."""
-    header = ["workload", "levels", "float", "ort int8", "snnkit", "us snnkit", "us ort int8"]
+    header = [
+        "workload",
+        "levels",
+        "staircase",
+        "float",
+        "ort int8",
+        "snnkit",
+        "us snnkit",
+        "us ort int8",
+    ]
     header += ["ratio"]
     lines, figures = [], []
     for name in scope.names:
-        for count in (3, prepared.LEVELS, 255):
-            graph = prepared.graph(name, count)
+        for count, staircase in KINDS:
+            graph = prepared.graph(name, count, staircase)
             report = _report(name, scope, say, graph=graph, batch=(1,))
             row, found = report.rows[0], _accuracy(name, graph)
-            line = [name, str(count)]
+            line = [name, str(count), staircase]
             line += [f"{found[k]:.4f}" if found else "-" for k in (FP32, INT8, "snnkit")]
             line += [spread(row.time("snnkit")), spread(row.time(INT8))]
             lines.append([*line, f"{row.ratios[INT8]['medians']:.2f}"])
-            figures.append({"levels": count, "accuracy": found, **report.json()})
+            figures.append(
+                {"levels": count, "staircase": staircase, "accuracy": found, **report.json()}
+            )
     notes = [*origin(scope.names), "Real inputs, batch 1, one thread. No retraining by level."]
     return [Table("Levels, accuracy and time", notes, header, lines, figures)]
 

@@ -78,7 +78,7 @@ def test_one_command_writes_the_table(tmp_path, generated) -> None:
     text = (tmp_path / "out" / "benchmarks.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| mnist")]
     # ratios by batch, cells, levels
-    assert len(rows) == 2 + 4 + 3 and "GENERATED inputs" in text and "load average" in text
+    assert len(rows) == 2 + 4 + 4 and "GENERATED inputs" in text and "load average" in text
     assert all(" 0 of " in row for row in rows[2:6])
     figures = json.loads((tmp_path / "out" / "benchmarks.json").read_text())
     (report,) = figures["workloads"]
