@@ -10,7 +10,6 @@ environment variable SNNKIT_DATA, by default ../shared/data beside the checkout:
 
 from __future__ import annotations
 
-import gzip
 import os
 import tarfile
 from collections.abc import Iterator
@@ -21,6 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from snnkit.datasets import load as load_dataset
+from snnkit.datasets.event_folders import bin_events
 
 DEFAULT = Path(__file__).parents[2] / "shared" / "data"
 HOME = Path(os.environ.get("SNNKIT_DATA", DEFAULT))
@@ -82,19 +84,10 @@ def digits() -> Data:
 
 def mnist() -> Data:
     """60,000 and 10,000 images / 255; the last 5,000 of the former choose epochs."""
-    x, y = _idx("train")
-    return Data((x[:55_000], y[:55_000]), (x[55_000:], y[55_000:]), _idx("t10k"))
-
-
-def _idx(part: str) -> Arrays:
-    found = {p.name: p for p in (HOME / "mnist").iterdir() if p.name.startswith(part)}
-    raw = {
-        word: gzip.decompress(next(p for n, p in found.items() if word in n).read_bytes())
-        for word in ("images", "labels")
-    }
-    images = np.frombuffer(raw["images"], np.uint8)[16:].reshape(-1, 1, 28, 28)
-    labels = np.frombuffer(raw["labels"], np.uint8)[8:].astype(np.int64)
-    return images.astype(np.float32) / np.float32(255), labels
+    found = load_dataset("mnist", str(HOME / "mnist"))
+    x, test = (a.astype(np.float32) / np.float32(255) for a in (found.x_train, found.x_test))
+    y = found.y_train
+    return Data((x[:55_000], y[:55_000]), (x[55_000:], y[55_000:]), (test, found.y_test))
 
 
 def cifar() -> Data:
@@ -115,8 +108,8 @@ def nmnist() -> Data:
             if stream is None:
                 continue
             if stem.isdecimal():
-                rows = np.frombuffer(stream.read(), np.uint8).reshape(-1, 5)
-                np.add.at(frames[int(stem) - 1], (rows[:, 2] >> 7, rows[:, 1], rows[:, 0]), 1)
+                events = bin_events(stream.read(), member.name)
+                np.add.at(frames[int(stem) - 1], (events["p"], events["y"], events["x"]), 1)
             elif stem == "labels":
                 for line in stream.read().decode().splitlines()[1:]:
                     sample, label = line.split()

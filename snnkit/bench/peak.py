@@ -15,7 +15,6 @@ SUMS = 12
 registers."""
 STEPS = 20_000
 ROUNDS = 30
-_ENGINES: list[Any] = []
 CHANNELS = 4
 """Of one word: every lane of a vector of sums takes as many products at once."""
 
@@ -41,27 +40,15 @@ def peak_macs(isa_name: str) -> float | None:
 def register_loop(isa_name: str) -> tuple[Callable[[int], int], Any]:
     """The compiled loop, which takes the address of its memory, and that memory: weights, then the
     sums, which it adds to. In step k the word is k."""
-    import llvmlite.binding as llvm
-    import numba  # noqa: F401 (sets LLVM up for this CPU)
     import numpy as np
 
+    from snnkit.backends.numba_cpu.fast.native import compiled
     from snnkit.backends.numba_cpu.fast.pack import aligned
 
     memory = aligned(128 * SUMS)
     memory[:] = np.arange(memory.size) % 251
-    target = llvm.Target.from_default_triple()
-    machine = target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-        opt=2,
-        jit=True,
-    )
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_loop(isa_name)), machine)
-    engine.finalize_object()
-    run = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(engine.get_function_address("peak"))
-    # the code lives as long as its engine
-    _ENGINES.append(engine)
-    return run, memory
+    at = compiled(_loop(isa_name)).get_function_address("peak")
+    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(at), memory
 
 
 def _loop(isa_name: str) -> str:

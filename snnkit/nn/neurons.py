@@ -106,8 +106,12 @@ class LIF(Neuron):
     def charge(self, x: Tensor) -> Tensor:
         above = self.v - self.v_reset if self.v_reset else self.v
         if self.decay_input:
-            return self.v + (x - above) / self.tau
-        return self.v - above / self.tau + x
+            return self.v + self.part(x - above)
+        return self.v - self.part(above) + x
+
+    def part(self, x: Tensor) -> Tensor:
+        """x / tau."""
+        return x / self.tau
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
@@ -141,11 +145,8 @@ class PLIF(LIF):
         """1 / tau."""
         return torch.sigmoid(self.w)
 
-    def charge(self, x: Tensor) -> Tensor:
-        above = self.v - self.v_reset if self.v_reset else self.v
-        if self.decay_input:
-            return self.v + (x - above) * self.rate
-        return self.v - above * self.rate + x
+    def part(self, x: Tensor) -> Tensor:
+        return x * self.rate
 
     def extra_repr(self) -> str:
         tau = 1 / float(self.rate.detach())

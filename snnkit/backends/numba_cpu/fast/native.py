@@ -57,6 +57,12 @@ def machine_code(
         function = ir.Function(module, ir.FunctionType(I64, [I64]), names[-1])
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         builder.ret(make(Emit(builder, isa), function.args[0], groups))
+    engine = compiled(str(module))
+    return np.array([engine.get_function_address(name) for name in names], np.int64)
+
+
+def compiled(text: str) -> Any:
+    """The engine that holds the machine code of a module of LLVM code, for this CPU."""
     _set_up()
     target = llvm.Target.from_default_triple()
     machine = target.create_target_machine(
@@ -65,13 +71,13 @@ def machine_code(
         opt=2,
         jit=True,
     )
-    parsed = llvm.parse_assembly(str(module))
+    parsed = llvm.parse_assembly(text)
     parsed.verify()
     engine = llvm.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     # the code lives as long as its engine
     _ENGINES.append(engine)
-    return np.array([engine.get_function_address(name) for name in names], np.int64)
+    return engine
 
 
 def entry(isa_name: str) -> Callable[[int], int]:
