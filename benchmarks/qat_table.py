@@ -13,7 +13,6 @@ one core.
 from __future__ import annotations
 
 import argparse
-import gzip
 import itertools
 import json
 import os
@@ -28,6 +27,7 @@ import torch
 from torch import nn
 
 import snnkit
+from snnkit.datasets import load
 from snnkit.nn import InputGrid, prepare
 
 HOME = Path(os.environ.get("SNNKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -47,19 +47,14 @@ def network(channels: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
 
 
-def _idx(part: str, word: str) -> np.ndarray:
-    (path,) = (HOME / "mnist").glob(f"{part}*{word}*.gz")
-    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
-
-
 def mnist() -> Split:
     """60,000 to train on, 10,000 to test; [N, 1, 28, 28] in 0..1."""
-    found = []
-    for part in ("train", "t10k"):
-        images = _idx(part, "images")[16:].reshape(-1, 1, 28, 28)
-        found.append(torch.from_numpy(images.astype(np.float32) / np.float32(255)))
-        found.append(torch.from_numpy(_idx(part, "labels")[8:].astype(np.int64)))
-    return found[0], found[1], found[2], found[3]
+    data = load("mnist", str(HOME / "mnist"))
+    x, test = (
+        torch.from_numpy(a.astype(np.float32) / np.float32(255))
+        for a in (data.x_train, data.x_test)
+    )
+    return x, torch.from_numpy(data.y_train), test, torch.from_numpy(data.y_test)
 
 
 def cifar() -> Split:

@@ -19,7 +19,6 @@ ecg      QTDB, 4 spike channels of -1, 0, +1, a label per step; training on crop
 
 from __future__ import annotations
 
-import gzip
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from snnkit.datasets import load
 
 DEFAULT = Path(__file__).parents[2] / "shared" / "data"
 HOME = Path(os.environ.get("SNNKIT_DATA", DEFAULT))
@@ -79,19 +80,14 @@ def crops(x: Tensor, y: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
     return x[:, at : at + 200], y[:, at : at + 200]
 
 
-def _idx(part: str, word: str) -> np.ndarray:
-    (path,) = (HOME / "mnist").glob(f"{part}*{word}*.gz")
-    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
-
-
 def _mnist(arrange: Callable[[Tensor], Tensor]) -> Sequences:
-    found = []
-    for part in ("train", "t10k"):
-        images = _idx(part, "images")[16:].reshape(-1, 784).astype(np.float32) / np.float32(255)
-        labels = torch.from_numpy(_idx(part, "labels")[8:].astype(np.int64))
-        found.append((torch.from_numpy(images), labels))
-    test = (arrange(found[1][0]), found[1][1])
-    return Sequences(found[0], test, 10, 1 / 255, 0, moved_images(arrange))
+    data = load("mnist", str(HOME / "mnist"))
+    x, test = (
+        torch.from_numpy(a.reshape(-1, 784).astype(np.float32) / np.float32(255))
+        for a in (data.x_train, data.x_test)
+    )
+    y, labels = torch.from_numpy(data.y_train), torch.from_numpy(data.y_test)
+    return Sequences((x, y), (arrange(test), labels), 10, 1 / 255, 0, moved_images(arrange))
 
 
 def digits() -> Sequences:
