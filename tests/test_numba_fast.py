@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from tests.corpus import firing, random_graph, samples
 
 pytest.importorskip("numba")
 from snnkit.backends.numba_cpu import NumbaProgram, backend
+from snnkit.backends.numba_cpu.fast import fields as f
 from snnkit.backends.numba_cpu.fast.isa import ISAS, host_features, missing
 from snnkit.backends.numba_cpu.fast.pack import straight
 
@@ -198,6 +201,73 @@ def test_the_straight_staircase_is_proved_or_refused() -> None:
     assert straight(steps[None] * 2**22, values) is None
     assert straight(steps[None] ** 2 * 100, values) is None
     assert straight(steps[None] * 100, values[:, ::-1]) is None
+
+
+def rounded(rng: np.random.Generator, channels: int, top: int, largest: float) -> np.ndarray:
+    """Thresholds of a requantiser with real scales: the least T with T * r + c >= k."""
+    step = largest / top * rng.uniform(0.5, 1.0, (channels, 1))
+    return np.ceil((np.arange(1, top + 1) - rng.uniform(0, 1, (channels, 1))) * step).astype(int)
+
+
+def test_a_line_in_float64_is_proved_where_float32_fails() -> None:
+    """Random real scales: whatever is proved is the staircase at and beside every threshold."""
+    rng = np.random.default_rng(5)
+    values = np.broadcast_to(np.arange(256), (64, 256))
+    for exponent in (18, 22, 27):
+        ladder = rounded(rng, 64, 255, 2.0**exponent)
+        narrow = straight(ladder, values)
+        wide = straight(ladder, values, np.float64)
+        assert narrow is None and wide is not None
+        rate, shift = (a[:, None] for a in wide)
+        for charge, below in ((ladder, 0), (ladder - 1, 1)):
+            exact = np.array(
+                [[Fraction(int(c)) * Fraction(r) + Fraction(s) for c in row]
+                 for row, r, s in zip(charge, rate[:, 0], shift[:, 0], strict=True)]
+            )  # fmt: skip
+            level = np.vectorize(math.floor)(exact)
+            np.testing.assert_array_equal(
+                level, np.broadcast_to(np.arange(1, 256), level.shape) - below
+            )
+    curved = np.arange(1, 256)[None] ** 2
+    assert straight(curved, values[:1], np.float64) is None
+
+
+def test_thresholds_that_no_charge_reaches_bend_no_line() -> None:
+    never = np.iinfo(np.int32).max
+    ladder = np.array([[100, 200, 300, never, never], [-(2**31), 10, 110, 210, never]])
+    values = np.broadcast_to(np.arange(6), (2, 6))
+    assert straight(ladder, values) is None
+    line = straight(ladder, values, np.float32, (-50, 300))
+    assert line is not None
+    charge = np.arange(-50, 301)
+    level = np.floor(charge * line[0][:, None].astype(float) + line[1][:, None].astype(float))
+    passed = (charge[None, :, None] >= ladder[:, None]).sum(2)
+    np.testing.assert_array_equal(np.clip(level, 0, 5), passed)
+    # one more charge: the fourth threshold's place on the line is passed, the threshold is not
+    assert straight(ladder, values, np.float32, (-50, 500)) is None
+
+
+@pytest.mark.parametrize("path", HERE)
+@pytest.mark.parametrize("outputs", [7, 20, 40, 64, 90, 130])
+def test_staircases_in_float64_equal_the_reference(outputs: int, path: str) -> None:
+    """255 levels of real scales, some thresholds out of reach: no searched ladder is left."""
+    rng = np.random.default_rng(outputs)
+    net = Network(rng, (3, 9, 11), 0, 255)
+    for _ in range(2):
+        net.conv(outputs, 3, 1)
+        reach = float(np.quantile(net.value, 0.97))
+        ladder = rounded(rng, outputs, 255, reach)
+        ladder[:, 200:] = np.where(ladder[:, 200:] > net.node.hi, 2**31 - 1, ladder[:, 200:])
+        params = {"init": np.int32(0), "thresholds": ladder.reshape(outputs, 1, 1, 255)}
+        net.add("spike", params, kind="ladder", lo=0, hi=255)
+    graph, x = net.graph(), net.data()
+    program = fast(graph, path)
+    kinds = program.fast.net.steps[:, [f.P_KIND, f.P_WIDE]]
+    fired = kinds[kinds[:, 0] == f.GATHER][:2]
+    assert (fired[:, 1] == f.WIDE).any() and f.LADDER not in kinds[:, 0]
+    expected = snnkit.compile(graph, "reference").run(x, record=("spike",))
+    equal(program.run(x, record=("spike",)), expected)
+    firing(graph, expected)
 
 
 def test_quantiser_has_the_bits_of_the_boundary() -> None:

@@ -120,13 +120,25 @@ class Builder(Charges):
         init = g.full(node.params["init"], node)
         rows = np.asarray(row).reshape(-1)[g.units]
         if (rows == rows[:1, :1]).all():
-            line = straight(ladder[rows[0, 0]], values[rows[0, 0]])
+            line = self.line(ladder[rows[0, 0]], values[rows[0, 0]], self.charges_of(node))
             if line is not None:
                 firing = Firing(node, line, ladder[rows[0, 0]])
                 self.sum(self.graph.node[node.inputs[0]], g, init, firing)
                 return
         charge = self.charge(self.graph.node[node.inputs[0]], g, init)
         self.ladder(node, g, charge, rows, ladder, values)
+
+    def line(
+        self, ladder: Ints, values: Ints, charges: tuple[int, int]
+    ) -> tuple[Array, Array] | None:
+        """The staircase as a line, in the least precision that proves it."""
+        found = straight(ladder, values, np.float32, charges)
+        return found or straight(ladder, values, np.float64, charges)
+
+    def charges_of(self, node: Node) -> tuple[int, int]:
+        """The least and the greatest charge of a spike node, with its own."""
+        source, init = self.graph.node[node.inputs[0]], node.params["init"]
+        return source.lo + int(init.min()), source.hi + int(init.max())
 
     def ladder(
         self, node: Node, g: Geometry, charge: int, rows: Ints, ladder: Ints, values: Ints

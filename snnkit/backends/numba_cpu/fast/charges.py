@@ -165,12 +165,13 @@ class Charges(Layout):
     def fired(self, firing: Firing, g: Geometry) -> dict[int, int]:
         node = firing.node
         made = self.new_map(node)
-        full = np.zeros((2, padded(g.channels)), np.float32)
+        full = np.zeros((2, padded(g.channels)), firing.line[0].dtype)
         full[:, : g.channels] = firing.line
         # a staircase may end below the node's bound
         top = np.full(16, firing.ladder.shape[1], np.float32)
         rate, shift = self.store.add(full[0]), self.store.add(full[1])
         columns = {f.P_TARGET: made.index, f.P_RATE: rate, f.P_SHIFT: shift}
+        columns[f.P_WIDE] = f.WIDE if full.dtype == np.float64 else 0
         return columns | {f.P_TOP: self.store.add(top)}
 
     def quiet(self, source: Map, firing: Firing, init: Ints) -> bool:

@@ -13,12 +13,17 @@ from llvmlite import ir
 from snnkit.backends.numba_cpu.fast.isa import Isa
 
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
-F32 = ir.FloatType()
+F32, F64 = ir.FloatType(), ir.DoubleType()
 Value = Any
 
 
 def vector(element: Any, lanes: int) -> Any:
     return ir.VectorType(element, lanes)
+
+
+def _bytes(kind: Any) -> int:
+    """Bytes of an element of a vector of int32, float32 or float64."""
+    return 8 if kind.element == F64 else 4
 
 
 class Emit:
@@ -27,6 +32,7 @@ class Emit:
     def __init__(self, builder: Any, isa: Isa):
         self.b, self.isa = builder, isa
         self.ints, self.floats = vector(I32, isa.lanes), vector(F32, isa.lanes)
+        self.doubles = vector(F64, isa.lanes)
 
     def call(self, name: str, result: Any, values: Sequence[Value]) -> Value:
         module = self.b.module
@@ -109,7 +115,8 @@ class Emit:
         return [self.load(kind, self.b.add(address, I64(size * j)), size) for j in range(count)]
 
     def vectors(self, address: Value, groups: int, kind: Any) -> list[Value]:
-        size = self.isa.lanes * 4
+        """The elements of 16 * groups outputs."""
+        size = self.isa.lanes * _bytes(kind)
         count = groups * 16 // self.isa.lanes
         return [self.load(kind, self.b.add(address, I64(size * j)), 4) for j in range(count)]
 
@@ -120,13 +127,14 @@ class Emit:
         shifts: Sequence[Value],
         top: Value,
     ) -> Value:
-        """clip(floor(charge * rate + shift), 0, top) of one to four vectors, as words."""
+        """clip(floor(charge * rate + shift), 0, top) of one to four vectors, as words; in the
+        precision of top, float32 or float64."""
         b, lanes = self.b, self.isa.lanes
-        kind = f"v{lanes}f32"
+        kind = f"v{lanes}f{8 * _bytes(top.type)}"
         whole = []
         for charge, rate, shift in zip(charges, rates, shifts, strict=True):
-            x = self.b.sitofp(charge, self.floats)
-            x = self.call(f"llvm.fma.{kind}", self.floats, [x, rate, shift])
+            x = self.b.sitofp(charge, top.type)
+            x = self.call(f"llvm.fma.{kind}", top.type, [x, rate, shift])
             # towards zero is floor where it matters: below zero the packing cuts off
             x = self.least(x, top)
             whole.append(b.fptosi(x, self.ints))

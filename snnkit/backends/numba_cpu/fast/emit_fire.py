@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from llvmlite import ir
 
@@ -11,6 +12,16 @@ from snnkit.backends.numba_cpu.fast.emit import I32, I64, Arguments, Emit, Value
 
 
 def fire(e: Emit, arguments: Value, groups: int) -> Value:
+    """The staircase in float32."""
+    return _fire(e, arguments, groups, e.floats)
+
+
+def fire_wide(e: Emit, arguments: Value, groups: int) -> Value:
+    """The staircase in float64, for lines that float32 cannot tell apart at every threshold."""
+    return _fire(e, arguments, groups, e.doubles)
+
+
+def _fire(e: Emit, arguments: Value, groups: int, kind: Any) -> Value:
     """Sites of 16 * groups outputs (of any number for the last kernel of the table, which takes
     it from A_GROUPS): levels, list, prefix. Returns the events.
 
@@ -27,12 +38,14 @@ def fire(e: Emit, arguments: Value, groups: int) -> Value:
 
     e.loop(I64(0), width, [], clear, e.isa.lanes)
     vectors = groups * 16 // e.isa.lanes
-    events = _few(e, a, groups) if vectors <= 4 else _many(e, a)
+    top = e.load(e.floats, a[f.A_TOP], 4)
+    top = top if kind == e.floats else b.fpext(top, kind)
+    events = _few(e, a, groups, top) if vectors <= 4 else _many(e, a, top)
     _sum_up(e, prefix, width)
     return events
 
 
-def _few(e: Emit, a: Arguments, groups: int) -> Value:
+def _few(e: Emit, a: Arguments, groups: int, top: Value) -> Value:
     """Up to four vectors at a time: one or more whole sites."""
     b, lanes = e.b, e.isa.lanes
     per = groups * 16 // lanes
@@ -40,9 +53,8 @@ def _few(e: Emit, a: Arguments, groups: int) -> Value:
     words = 4 * groups
     sites, count, source, target = a.hoist(f.A_SITES, f.A_COUNT, f.A_OUT, f.A_TARGET)
     target_step, key, listed, prefix = a.hoist(f.A_TARGET_STEP, f.A_KEY, f.A_LIST, f.A_PREFIX)
-    top = e.load(e.floats, a[f.A_TOP], 4)
-    rates = e.vectors(a[f.A_RATE], groups, e.floats) * together
-    shifts = e.vectors(a[f.A_SHIFT], groups, e.floats) * together
+    rates = e.vectors(a[f.A_RATE], groups, top.type) * together
+    shifts = e.vectors(a[f.A_SHIFT], groups, top.type) * together
     size = 64 * groups
     lane = ir.Constant(e.ints, [i % words if together > 1 else i for i in range(lanes)])
     pattern = b.add(lane, e.splat(b.trunc(key, I32)))
@@ -93,13 +105,13 @@ def _store_words(e: Emit, words: Value, first: int, count: int, to: Value) -> No
         first, count, to = first + size, count - size, b.add(to, I64(4 * size))
 
 
-def _many(e: Emit, a: Arguments) -> Value:
+def _many(e: Emit, a: Arguments, top: Value) -> Value:
     """Sites of more than four vectors: four at a time, then one by one."""
     b, lanes = e.b, e.isa.lanes
     sites, count, source, target = a.hoist(f.A_SITES, f.A_COUNT, f.A_OUT, f.A_TARGET)
     target_step, key, listed, prefix = a.hoist(f.A_TARGET_STEP, f.A_KEY, f.A_LIST, f.A_PREFIX)
     rate, shift, groups = a.hoist(f.A_RATE, f.A_SHIFT, f.A_GROUPS)
-    top = e.load(e.floats, a[f.A_TOP], 4)
+    size = 4 * lanes if top.type == e.floats else 8 * lanes
     vectors = b.mul(groups, I64(16 // lanes))
     in_fours = b.and_(vectors, I64(-4))
     site_words = b.mul(groups, I64(4))
@@ -111,13 +123,13 @@ def _many(e: Emit, a: Arguments) -> Value:
         to, first = e.at(target, place, target_step), b.add(key, b.mul(place, site_words))
 
         def fired(v: Value, now: list[Value], held: int) -> list[Value]:
-            def loaded(kind: Value, base: Value) -> list[Value]:
-                places = [e.at(base, b.add(v, I64(i)), 4 * lanes) for i in range(held)]
+            def loaded(kind: Any, base: Value, size: int) -> list[Value]:
+                places = [e.at(base, b.add(v, I64(i)), size) for i in range(held)]
                 return [e.load(kind, at, 4) for at in places]
 
-            made = e.levels(
-                loaded(e.ints, here), loaded(e.floats, rate), loaded(e.floats, shift), top
-            )
+            charges = loaded(e.ints, here, 4 * lanes)
+            rates, shifts = (loaded(top.type, base, size) for base in (rate, shift))
+            made = e.levels(charges, rates, shifts, top)
             _store_words(e, made, 0, lanes * held // 4, e.at(to, v, lanes))
             begin = b.add(first, b.mul(v, I64(lanes // 4)))
             keys = b.add(lane, e.splat(b.trunc(begin, I32)))

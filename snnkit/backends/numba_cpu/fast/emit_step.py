@@ -107,7 +107,7 @@ def convolve(e: Emit, arguments: Value, _: int) -> Value:
 
             when(e, ready, as_it_is)
             when(e, b.not_(ready), add)
-            when(e, b.not_(raw), lambda: _fire_row(e, a, target, target_row))
+            when(e, b.not_(raw), lambda: _fire_row(e, a, target, target_row, p[f.P_WIDE]))
 
         when(e, b.icmp_signed(">", many, I64(0)), compute)
         return []
@@ -296,7 +296,7 @@ def run_kernel(e: Emit, a: Table, at: Value) -> Value:
     return e.b.call(e.b.inttoptr(e.load(I64, at, 8), kind), [a.address])
 
 
-def _fire_row(e: Emit, a: Table, m: Table, row: Value) -> None:
+def _fire_row(e: Emit, a: Table, m: Table, row: Value, wide: Value) -> None:
     """The charges at A_OUT become bytes, with their list, in a row of the map."""
     b, left = e.b, m[f.M_LEFT]
     place = b.add(m[f.M_BASE], b.mul(row, m[f.M_ROW_BYTES]))
@@ -306,8 +306,8 @@ def _fire_row(e: Emit, a: Table, m: Table, row: Value) -> None:
     a[f.A_PREFIX] = b.add(prefix, b.shl(left, I64(2)))
     groups = a[f.A_GROUPS]
     which = b.select(b.icmp_signed("<", groups, I64(5)), groups, I64(5))
-    events = run_kernel(e, a, e.at(a[f.A_CODE], b.add(which, I64(f.C_FIRE - 1)), 8))
-
+    which = b.add(b.add(which, wide), I64(f.C_FIRE - 1))
+    events = run_kernel(e, a, e.at(a[f.A_CODE], which, 8))
     e.store(b.trunc(events, I32), e.at(m[f.M_COUNTS], row, 4), 4)
     # where zero is not the byte 0, the padding is listed as well
     when(e, b.icmp_signed("!=", m[f.M_ZERO], I64(0)), lambda: scan_row(e, a, m, row))

@@ -32,11 +32,12 @@ bytes per sample. J_TALLIES: int64 pairs, or 0. J_FLOATS: the values times the f
 J_UNITS per sample, or 0."""
 
 C_LISTED, C_BLOCKS, C_FIRE, C_SCAN, C_SILENT, C_QUANTISE, C_STEPS, C_RUN = (
-    0, 4, 8, 13, 14, 15, 17, 27,
+    0, 4, 8, 18, 19, 20, 22, 32,
 )  # fmt: skip
 """Places in the table of kernels; the first two by number of 16-output groups - 1, the third too,
-with one more for any number above 4; C_QUANTISE for scales in general, then for powers of two;
-C_STEPS by kind of step."""
+with one more for any number above 4, and all of these again WIDE places on; C_QUANTISE for scales
+in general, then for powers of two; C_STEPS by kind of step."""
+WIDE = 5
 
 S_LIST, S_PREFIX, S_KEY_WORD, S_ROW_WORD, S_START, S_WORD = range(6)
 """One kernel row of a window on a source row. S_LIST, S_PREFIX: addresses of the row's list, and
@@ -64,11 +65,12 @@ INPUT, SCATTER, GATHER, CHANNELWISE, SUM, LADDER, MAX, MOVE, PICK, NARROW = rang
     # window: P_TAPS int32 pairs (row, column) of the segments, in the padded source map
     P_ROW_STRIDE, P_STRIDE, P_TAPS, P_TAP_COUNT, P_SPAN, P_WORDS, P_TILES, P_TILE_COUNT,
     P_INIT, P_INIT_STEP, P_INIT_ROW, P_RATE, P_SHIFT, P_TOP, P_QUIET, P_DENSE, P_EXTRA, P_NONE,
+    P_WIDE,  # 0, or WIDE where rates and shifts are float64
     # uses of the same columns by the other kinds
     P_A, P_B, P_C, P_D, P_E,
     P_PORT,  # number of the input
-) = range(32)  # fmt: skip
-STEP = 32
+) = range(33)  # fmt: skip
+STEP = 33
 
 T_GROUPS, T_WEIGHT, T_FIRST = range(3)
 """A tile of output channels: number of 16-output groups, address of weights, first channel."""

@@ -20,7 +20,7 @@ from llvmlite import ir
 from snnkit.backends.numba_cpu.fast import fields as f
 from snnkit.backends.numba_cpu.fast.emit import I64, Emit
 from snnkit.backends.numba_cpu.fast.emit_charges import block, gather
-from snnkit.backends.numba_cpu.fast.emit_fire import fire
+from snnkit.backends.numba_cpu.fast.emit_fire import fire, fire_wide
 from snnkit.backends.numba_cpu.fast.emit_maps import maximum, move, narrow, scatter
 from snnkit.backends.numba_cpu.fast.emit_rows import quantise, scan, silent
 from snnkit.backends.numba_cpu.fast.emit_run import run
@@ -31,7 +31,7 @@ from snnkit.backends.numba_cpu.fast.isa import ISAS
 ORDER: list[tuple[Callable[..., Any], int]] = [
     *((gather, n) for n in (1, 2, 3, 4)),
     *((block, n) for n in (1, 2, 3, 4)),
-    *((fire, n) for n in (1, 2, 3, 4, 5)),
+    *((make, n) for make in (fire, fire_wide) for n in (1, 2, 3, 4, 5)),
     *((scan, 0), (silent, 0), (quantise, 0), (quantise, 1)),
     *((step, 0) for step in (read_input, scatter, convolve, channelwise, add, ladder)),
     *((step, 0) for step in (maximum, move, pick, narrow, run)),

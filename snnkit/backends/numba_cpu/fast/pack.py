@@ -93,44 +93,76 @@ def thresholds(node: Node) -> tuple[Ints, Ints, Ints]:
     return row, ladder, values
 
 
-def straight(ladder: Ints, values: Ints) -> tuple[Array, Array] | None:
-    """(rate, shift) float32 per row, such that floor(charge * rate + shift), clipped, passes the
-    k-th step exactly at the k-th threshold; None if some row has no such line.
+def straight(
+    ladder: Ints,
+    values: Ints,
+    kind: type[np.floating[Any]] = np.float32,
+    charges: tuple[int, int] = (-(2**31), 2**31 - 1),
+) -> tuple[Array, Array] | None:
+    """(rate, shift) of type `kind` per row, such that floor(charge * rate + shift), computed with
+    one rounding and clipped, passes the k-th step exactly at the k-th threshold; None if some row
+    has no such line.
 
-    Checked for every threshold T and for T - 1. The float32 computation is monotone in the
-    charge, so this proves it for all charges.
+    charges : the least and the greatest charge that can occur; a threshold outside of them is
+    passed always or never, wherever it lies. Checked for every threshold T and for T - 1, or the
+    nearest charge that can occur. The computation is monotone in the charge, so this proves it for
+    all charges.
     """
     k = np.arange(1, ladder.shape[1] + 1, dtype=np.float64)
     if ladder.shape[1] > 255 or (values != np.arange(ladder.shape[1] + 1)).any():
         return None
-    if np.abs(ladder).max(initial=0) >= 2**24:
+    low, high = charges
+    met: Array = np.logical_and(ladder > low, ladder <= high)
+    seen = np.abs(ladder[met]).max(initial=0) if met.all() else max(-low, high)
+    # float32 holds integers below 2^24, float64 every charge
+    if kind is np.float32 and seen >= 2**24:
         return None
-    rate = _steepness(ladder.astype(np.float64), k).astype(np.float32).astype(np.float64)
+    rate = _steepness(ladder.astype(np.float64), k, met, high - low).astype(kind).astype(np.float64)
     reach = k - rate[:, None] * ladder
-    shift = ((reach.max(1) + reach.min(1) + rate) / 2).astype(np.float32).astype(np.float64)
-    at = ladder * rate[:, None] + shift[:, None]
-    before = (ladder - 1) * rate[:, None] + shift[:, None]
-    # float32 rounds up to k from less than half a step of its grid below k
-    half = np.spacing(np.nextafter(k.astype(np.float32), np.float32(0))).astype(np.float64) / 2
-    proved = (at >= k + SLACK) & (before < k - half - SLACK)
-    if not proved.all():
+    ends = _ends(reach, met)
+    # a row that meets no threshold stays where it is
+    still = np.where(met.any(1), ends.sum(1) + rate, 2 * (ladder <= low).sum(1) + 1)
+    shift = (still / 2).astype(kind).astype(np.float64)
+    at = np.maximum(ladder, low) * rate[:, None] + shift[:, None]
+    before = np.minimum(ladder - 1, high) * rate[:, None] + shift[:, None]
+    # the kernel rounds up to k from less than half a step of its grid below k
+    half = np.spacing(np.nextafter(k.astype(kind), kind(0))).astype(np.float64) / 2
+    # what these lines themselves may be off by: a rounding of the product, one of the sum
+    largest = np.abs(np.clip(ladder, low, high) * rate[:, None]) + np.abs(shift)[:, None] + 256
+    off = np.finfo(np.float64).eps * largest
+    slack = np.maximum(off, SLACK) if kind is np.float32 else off
+    passed = np.logical_or(at >= k + slack, ladder > high)
+    if not (passed & ((before < k - half - slack) | (ladder <= low))).all():
         return None
-    return rate.astype(np.float32), shift.astype(np.float32)
+    return rate.astype(kind), shift.astype(kind)
 
 
-def _steepness(ladder: Ints | Array, k: Array) -> Array:
+def _ends(reach: Array, met: Array) -> Array:
+    """The greatest and the least of each row, [rows, 2], where a threshold is met; else 0."""
+    some = np.any(met, axis=1, keepdims=True)
+    greatest = np.where(met, reach, -np.inf).max(1)
+    least = np.where(met, reach, np.inf).min(1)
+    return np.where(some, np.stack([greatest, least], 1), 0.0)
+
+
+def _steepness(ladder: Ints | Array, k: Array, met: Array, span: int) -> Array:
     """The rate that leaves the most room for the shift: room = rate - (max - min) of k - rate * T
-    is concave in the rate, so a ternary search finds its top."""
+    is concave in the rate, so a ternary search finds its top. Where at most one threshold is met
+    any rate has room, and one that is small beside the span of charges passes no other step."""
     if ladder.shape[1] == 1:
         return np.full(len(ladder), 2.0**-10)
-    rise = np.maximum(ladder[:, -1] - ladder[:, 0], 1.0)
-    low, high = (len(k) - 1) / (rise + 1.0) / 2, (len(k) - 1) / rise * 2 + 1e-3
+    many = met.sum(1)
+    first, last = met.argmax(1), met.shape[1] - 1 - met[:, ::-1].argmax(1)
+    rows = np.arange(len(ladder))
+    rise = np.maximum(ladder[rows, last] - ladder[rows, first], 1.0)
+    steps = k[last] - k[first]
+    low, high = steps / (rise + 1.0) / 2, steps / rise * 2 + 1e-3
     for _ in range(90):
         third = (high - low) / 3
         rooms = []
         for rate in (low + third, high - third):
-            reach = k - rate[:, None] * ladder
-            rooms.append(rate - (reach.max(1) - reach.min(1)))
+            ends = _ends(k - rate[:, None] * ladder, met)
+            rooms.append(rate - (ends[:, 0] - ends[:, 1]))
         better = rooms[0] < rooms[1]
         low, high = np.where(better, low + third, low), np.where(better, high, high - third)
-    return np.asarray((low + high) / 2)
+    return np.where(many > 1, (low + high) / 2, np.where(many == 1, 0.25 / (span + 1), 0.0))

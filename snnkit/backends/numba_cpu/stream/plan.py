@@ -14,7 +14,7 @@ from snnkit.backends.numba_cpu.fast.build import Builder
 from snnkit.backends.numba_cpu.fast.charges import Firing, Term
 from snnkit.backends.numba_cpu.fast.isa import Isa
 from snnkit.backends.numba_cpu.fast.maps import Geometry, Map, Unfit
-from snnkit.backends.numba_cpu.fast.pack import LINE, padded, tiles
+from snnkit.backends.numba_cpu.fast.pack import LINE, padded, straight, tiles
 from snnkit.backends.numba_cpu.fast.windows import Window, frame
 from snnkit.backends.numba_cpu.stream import fields as f
 from snnkit.backends.numba_cpu.stream import native
@@ -102,6 +102,12 @@ class StreamPlan(Builder):
         if not self.problems:
             for name, charge in self.readouts.items():
                 self.read(graph.node[name], charge)
+
+    def line(
+        self, ladder: Ints, values: Ints, charges: tuple[int, int]
+    ) -> tuple[Array, Array] | None:
+        """The streaming kernels fire in float32; other staircases are searched."""
+        return straight(ladder, values, np.float32, charges)
 
     def room(self, area: int, size: int) -> Cell:
         at = self.sizes[area]
