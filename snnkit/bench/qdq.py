@@ -109,8 +109,12 @@ class _Model:
         self.bytes[node.name] = q, self.array(f"zero_{-node.lo}", np.uint8(-node.lo))
 
     def constant(self, name: str, value: Array, rate: Array) -> str:
-        """An integer array times one rate per entry of its first axis, as DequantizeLinear."""
+        """An integer array times one rate per entry of its first axis, as DequantizeLinear.
+
+        The zero point is written out: onnxruntime moves int8 weights to uint8 without VNNI.
+        """
         given = [self.array(f"{name}.q", value), self.array(f"{name}.rate", rate.astype("<f4"))]
+        given.append(self.array(f"{name}.zero", np.zeros(rate.shape, value.dtype)))
         return self.emit("DequantizeLinear", given, name, axis=0)
 
     def source(self, node: Node) -> str:
