@@ -262,6 +262,20 @@ def test_onnxruntime_rivals(net) -> None:
     assert "--source" in alone.left_out[FP32]
 
 
+def test_a_source_with_a_batch_of_its_own_is_left_out_of_other_batches() -> None:
+    b = Builder((3, 9, 7))
+    b.conv(8, 3)
+    b.op("Relu")
+    b.op("Reshape", b.array([1, 8 * 7 * 5], np.int64))
+    b.linear(4, 8 * 7 * 5)
+    x, model = b.samples(64), b.model()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    report = bench(snnkit.convert(model, x), source=model, samples=x, batch=[1, 4], rounds=1)
+    alone, four = report.rows
+    assert FP32 in alone.times and FP32 not in four.times and NET in four.times
+    assert "does not run" in report.left_out[f"{FP32}, batch 4"]
+
+
 @pytest.mark.parametrize("package", sorted(INSTALL))
 def test_missing_rivals_are_named_with_the_line_that_installs_them(net, monkeypatch, package):
     graph, model, x = net

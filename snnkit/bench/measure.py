@@ -16,7 +16,7 @@ from snnkit.backends.numba_cpu.program import NumbaProgram
 from snnkit.bench.inputs import batches, input_density, random_inputs
 from snnkit.bench.peak import peak_macs
 from snnkit.bench.proof import prove
-from snnkit.bench.rivals import INT8, Rivals, int8_kernels, onnxruntime_rivals
+from snnkit.bench.rivals import INT8, Call, Rivals, int8_kernels, onnxruntime_rivals
 from snnkit.bench.timing import Timing, interleaved
 from snnkit.bench.torch_rivals import torch_rivals
 from snnkit.boundary import as_inputs
@@ -239,8 +239,9 @@ class _Cell:
     ) -> Row:
         graph, threads = self.program.graph, self.threads
         before = os.getloadavg()[0]
-        agreement = self._agreement(parts) if name == REAL else {}
-        candidates: dict[str, Callable[[Any], Any]] = {OURS: self.infer, **self.rivals.candidates}
+        rivals = self._able(parts[0], size)
+        agreement = self._agreement(parts, rivals) if name == REAL else {}
+        candidates: dict[str, Callable[[Any], Any]] = {OURS: self.infer, **rivals}
         timings = interleaved(candidates, parts, [size] * len(parts), self.rounds)
         macs = sum(dense_macs(graph, n.name) for n in graph.of("conv", "linear"))
         ours = _clock(timings[OURS], threads)
@@ -268,10 +269,22 @@ class _Cell:
             load_average=(before, os.getloadavg()[0]),
         )
 
-    def _agreement(self, parts: list[Arrays]) -> dict[str, float]:
+    def _able(self, part: Arrays, size: int) -> dict[str, Call]:
+        """The rivals that run a batch of this size; a source may have its own batch built in."""
+        able = {}
+        for rival, call in self.rivals.candidates.items():
+            try:
+                call(part)
+                able[rival] = call
+            except Exception as error:  # onnxruntime and torch raise many kinds
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                self.rivals.left_out[f"{rival}, batch {size}"] = f"it does not run: {reason[0]}"
+        return able
+
+    def _agreement(self, parts: list[Arrays], rivals: dict[str, Call]) -> dict[str, float]:
         ours = [_largest(next(iter(self.infer(part).values()))) for part in parts]
         found = {}
-        for rival, call in self.rivals.candidates.items():
+        for rival, call in rivals.items():
             theirs = [_largest(np.asarray(call(part)[0])) for part in parts]
             found[rival] = float((np.concatenate(theirs) == np.concatenate(ours)).mean())
         return found

@@ -70,13 +70,18 @@ def caller(opened: Any, names: Sequence[str]) -> Call:
 
 
 def free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the first axis of every input and output left free."""
+    """The model with the first axis of every input and output left free, arrays no inputs."""
     freed = onnx.ModelProto()
     freed.CopyFrom(model)
     stored = {t.name for t in freed.graph.initializer}
+    inputs = [value for value in freed.graph.input if value.name not in stored]
+    del freed.graph.input[:]
+    freed.graph.input.extend(inputs)
+    # before version 4 an initialiser had to be an input too
+    freed.ir_version = max(freed.ir_version, 4)
     for value in (*freed.graph.input, *freed.graph.output):
         dims = value.type.tensor_type.shape.dim
-        if value.name not in stored and dims:
+        if dims:
             dims[0].Clear()
             dims[0].dim_param = "N"
     del freed.graph.value_info[:]
