@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from snnkit.encodings import ENCODINGS, MOST_LEVELS, arrivals
 from snnkit.errors import BackendMissing, UnsupportedByBackend, UsageError
 from snnkit.graph import Graph
 
@@ -41,18 +42,38 @@ class Schedule:
     - fuzz : random order, random subsets, delayed deliveries; drawn from `seed`.
     delay : steps only. 1: a spike arrives one step later (as on chips); 0: in the same step.
     phase : steps only. Layer l (counted from 0) may fire from step phase * l on.
+    encoding, over : steps and events only. How the model's inputs arrive within a window
+      (`snnkit.encodings`): s-analog, rate (over so many steps) or bit-serial. In mode events the
+      network settles after each part. What latches and other sweeps hand on arrives at once.
     """
 
     mode: str = "settle"
     seed: int = 0
     delay: int = 1
     phase: int = 0
+    encoding: str = ENCODINGS[0]
+    over: int = MOST_LEVELS
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UsageError(f"mode {self.mode!r}; expected one of {', '.join(MODES)}")
         if self.delay not in (0, 1) or self.phase < 0 or self.seed < 0:
             raise UsageError(f"{self}; expected delay 0 or 1, phase >= 0, seed >= 0")
+        if self.encoding not in ENCODINGS or not 1 <= self.over <= MOST_LEVELS:
+            raise UsageError(
+                f"encoding {self.encoding!r} over {self.over} steps; expected one of "
+                f"{', '.join(ENCODINGS)}, over 1 to {MOST_LEVELS}"
+            )
+        if self.encoding != ENCODINGS[0] and self.mode not in ("events", "steps"):
+            raise UsageError(
+                f"encoding {self.encoding!r} in mode {self.mode}, in which all input is there "
+                "from the start; expected mode events or steps"
+            )
+
+    @property
+    def arrivals(self) -> int:
+        """In how many steps of a window its input arrives."""
+        return arrivals(self.encoding, self.over)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,13 +158,16 @@ class Program(Protocol):
         delay: int = 1,
         phase: int = 0,
         carry: bool = False,
+        encoding: str = "s-analog",
+        over: int = 255,
     ) -> Result:
         """Present samples x, [N, *shape] or a mapping by input name. `record` names nodes whose
         values to keep, or is ("spike",) / ("all",) for all spiking nodes / all nodes.
 
         In a step graph every window settles in the given mode. carry False: each window starts at
         rest. True: tracers and charges are kept from step to step, and only the differences of
-        inputs and latches are injected. The integers are the same, the work differs."""
+        inputs and latches are injected. encoding, over : as in `Schedule`. The integers are the
+        same, the work differs."""
 
     def stream(self, update: str = "auto") -> Stream:
         """A new stream at the zero input. `update`: "auto" chooses packet by packet between

@@ -78,6 +78,8 @@ class NumbaProgram:
         delay: int = 1,
         phase: int = 0,
         carry: bool = False,
+        encoding: str = "s-analog",
+        over: int = 255,
         threads: int | None = None,
     ) -> Result:
         """As `snnkit.backends.Program.run`, on `threads` threads (default: one per CPU).
@@ -85,7 +87,7 @@ class NumbaProgram:
         Result.seconds is the time from checked inputs to integers, quantisation included. Mode
         fuzz draws the same random schedule for every sample, from `seed`.
         """
-        schedule = Schedule(mode, seed, delay, phase)
+        schedule = Schedule(mode, seed, delay, phase, encoding, over)
         names = recorded(self.graph, record)
         if threads is not None and threads < 1:
             raise UsageError(f"threads {threads}; expected at least 1")
