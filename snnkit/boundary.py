@@ -130,7 +130,12 @@ def quantise(b: Boundary, node: Node, x: npt.NDArray[Any]) -> npt.NDArray[np.int
 
     x in the model's layout; returns [N, *shape], or [N, T, *shape] with a time axis.
     """
-    shifted = _canonical(b, x).astype(np.float32) - b.offset
+    return to_levels(b, node, _canonical(b, x))
+
+
+def to_levels(b: Boundary, node: Node, x: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """As `quantise`, for x [..., *shape]."""
+    shifted = x.astype(np.float32) - b.offset
     with np.errstate(over="ignore"):
         q: npt.NDArray[np.int64] = (
             np.rint(shifted / b.scale).clip(node.lo, node.hi).astype(np.int64)

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from snnkit.backends import Result, Schedule, finish, recorded
+from snnkit.backends import Result, Schedule, Stream, finish, recorded
+from snnkit.backends.elements import ElementStream
 from snnkit.backends.streaming import RecomputeStream, check_update
 from snnkit.boundary import LENGTHS, input_counts
 from snnkit.encodings import arrived
@@ -23,8 +24,8 @@ from snnkit.graph import Graph, Node
 from snnkit.machine import Machine
 from snnkit.ops import TABLE
 from snnkit.ops.op import Ints
-from snnkit.sequence import by_length, unroll
-from snnkit.sweeps import spike_levels
+from snnkit.sequence import Steps, by_length, unroll
+from snnkit.sweeps import by_elements, spike_levels
 
 STEP_LIMIT = 1_000_000
 """No acyclic network needs so many steps; reaching it is a fault of ours, not of the network."""
@@ -216,6 +217,42 @@ class _Windows:
         return machine
 
 
+class _Elements:
+    """As `snnkit.backends.elements.Elements`, by machines."""
+
+    path = "reference"
+
+    def __init__(self, graph: Graph, carry: bool):
+        self.graph, self.carry = by_elements(graph), carry
+
+    def begin(self, counts: Mapping[str, Ints]) -> None:
+        self.windows = _Windows(self.graph, Schedule(), self.carry, False, 1).of(slice(None))
+        self.value: dict[str, Ints] = dict(counts)
+        self.each = next(k for k, part in enumerate(self.graph.parts) if part[1])
+        for k in range(self.each):
+            self._once(k)
+        self.steps = Steps(self.graph, self.each, self.value, 1, self.windows)
+        self.first = True
+
+    def _once(self, k: int) -> None:
+        window = self.graph.windows[k]
+        feeds = {n.name: self.value[n.name] for n in window.of("input")}
+        found = self.windows(window, feeds)
+        self.value.update({n.name: found[n.name] for n in self.graph.parts[k][0]})
+
+    def step(self, counts: Mapping[str, Ints]) -> bool:
+        self.value.update(counts)
+        found = self.steps.step({name: self.value[name] for name in self.steps.given})
+        self.value.update({n.name: found[n.name] for n in self.graph.parts[self.each][0]})
+        rested, self.first = self.first or not self.carry, False
+        return rested
+
+    def values(self, names: Sequence[str]) -> dict[str, Ints]:
+        for k in range(self.each + 1, len(self.graph.parts)):
+            self._once(k)
+        return {name: self.value[name].copy() for name in names}
+
+
 class ReferenceProgram:
     """Runs a graph by its definition. For tests and small networks."""
 
@@ -259,9 +296,12 @@ class ReferenceProgram:
             digest=graph.digest,
         )
 
-    def stream(self, update: str = "auto") -> RecomputeStream:
-        """As `snnkit.backends.Program.stream`, by running the whole window after each packet."""
+    def stream(self, update: str = "auto") -> Stream:
+        """As `snnkit.backends.Program.stream`; without steps, by running the whole window after
+        each packet."""
         check_update(self.graph, update)
+        if self.graph.sweeps:
+            return ElementStream(self.graph, _Elements(self.graph, update != "recompute"))
         if update == "incremental":
             raise UsageError("update 'incremental'; the reference recomputes every packet")
         return RecomputeStream(self, [("", "the reference computes every packet anew")])
