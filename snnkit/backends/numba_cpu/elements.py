@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-import numpy as np
+from typing import Any
 
-from snnkit.backends import MODES
+import numpy as np
+import numpy.typing as npt
+
 from snnkit.backends.numba_cpu import kernels as k
 from snnkit.backends.numba_cpu.general import GeneralEngine, Sweep
 from snnkit.backends.streaming import follow
@@ -20,7 +22,17 @@ from snnkit.graph import Node
 from snnkit.ops import TABLE
 from snnkit.ops.op import Ints
 
+Array = npt.NDArray[Any]
+
 TRY = 32
+FLAGS = (False, True)
+
+
+def _how(resume: bool, carry: bool) -> Array:
+    how = np.zeros(k.OVER + 1, np.int64)
+    how[[k.MODE, k.DIRECTION, k.OVER]] = k.SETTLE, 1, 1
+    how[[k.RESUME, k.CARRY]] = resume, carry
+    return how
 
 
 class Resident:
@@ -30,8 +42,7 @@ class Resident:
         self.sweep, self.layout, self.work = sweep, sweep.layout, sweep.new_work()
         self.x = np.zeros((1, 1, sum(n.units for n in sweep.feeds)), np.int32)
         self.first = np.zeros((1, sweep.held.take.size), np.int32)
-        self.how = np.zeros(10, np.int64)
-        self.how[[k.MODE, k.DIRECTION, k.OVER]] = MODES.index("settle"), 1, 1
+        self.how = {(resume, carry): _how(resume, carry) for resume in FLAGS for carry in FLAGS}
         self.ignored = (
             np.zeros(0, np.int64),
             np.zeros((1, 1, 0), np.int32),
@@ -39,23 +50,24 @@ class Resident:
             np.zeros(1, np.int64),
         )
         self.one = np.ones(1, np.int64)
-        self.place, at = {}, 0
+        self.given, at = {}, 0
         for n in sweep.feeds:
-            self.place[n.name] = (n, self.x[0, 0, at : at + n.units])
+            self.given[n.name] = self.layout.from_block(n, self.x[0, :, at : at + n.units])
             at += n.units
+        self.value = {n.name: self._view(n) for n in sweep.nodes}
+        # past the dispatcher, which takes three times as long to look at the types of its arguments
+        compiled = next(iter(k.run_samples.overloads.values()))
+        self.call = compiled.entry_point
 
-    def give(self, name: str, value: Ints) -> None:
-        """A feed of the next step, [1, *shape]."""
-        node, place = self.place[name]
-        place[:] = self.layout.to_block(node, value)[0]
+    def _view(self, node: Node) -> Array:
+        """Where the value of a node lies, [1, *shape]."""
+        begin = self.layout.net.nodes[self.layout.index[node.name], k.VALUE]
+        return self.layout.from_block(node, self.work.state[None, begin : begin + node.units])
 
     def run(self, resume: bool, carry: bool) -> None:
         """One step. resume : latches and membrane potentials go on; carry : everything does."""
-        self.how[k.RESUME], self.how[k.CARRY] = resume, carry
-        held = self.sweep.held
-        k.run_samples(
-            self.layout.net, self.work, held, self.how, self.one, self.x, self.first, *self.ignored
-        )
+        net, held, how = self.layout.net, self.sweep.held, self.how[resume, carry]
+        self.call(net, self.work, held, how, self.one, self.x, self.first, *self.ignored)
 
     def start(self, values: Mapping[str, Ints]) -> None:
         """What the latches hold at the first step. values : of the nodes that they start from."""
@@ -63,12 +75,6 @@ class Resident:
             value = TABLE["latch"].dense(n, [values[s] for s in n.inputs])
             block = self.layout.to_block(n, np.broadcast_to(value, (1, *n.shape)))
             self.first[0, row[1] : row[2]] = block[0]
-
-    def value(self, node: Node) -> Ints:
-        """What a node of the window holds, [1, *shape]."""
-        begin = self.layout.net.nodes[self.layout.index[node.name], k.VALUE]
-        block = self.work.state[begin : begin + node.units].astype(np.int64)
-        return self.layout.from_block(node, block[None])
 
 
 class ElementEngine:
@@ -95,25 +101,25 @@ class ElementEngine:
 
     def _hand(self, reader: Resident) -> None:
         """Give a sweep what it reads of the ones before it."""
-        for name in reader.place:
+        for name, given in reader.given.items():
             home = self.home[name]
             if home is not reader:
-                reader.give(name, home.value(self.graph.node[name]))
+                given[...] = home.value[name]
 
     def begin(self, counts: Mapping[str, Ints]) -> None:
-        values = {}
+        values: Mapping[str, Array] = {}
         for resident in self.before:
             for name, value in counts.items():
-                resident.give(name, value)
+                resident.given[name][...] = value
             resident.run(False, False)
-            values = {n.name: resident.value(n) for n in resident.sweep.nodes}
+            values = resident.value
         self._hand(self.each)
         self.each.start(values)
         self.taken, self.known = 0, False
 
     def step(self, counts: Mapping[str, Ints]) -> bool:
         for name, value in counts.items():
-            self.each.give(name, value)
+            self.each.given[name][...] = value
         carry = bool(self.taken) and self._carries()
         start = time.perf_counter()
         self.each.run(bool(self.taken), carry)
@@ -134,4 +140,4 @@ class ElementEngine:
                 self._hand(resident)
                 resident.run(False, False)
         self.known = True
-        return {name: self.home[name].value(self.graph.node[name]) for name in names}
+        return {name: self.home[name].value[name].astype(np.int64) for name in names}

@@ -43,11 +43,11 @@ S_ANALOG, RATE, BIT_SERIAL = range(3)
     # sums and maxima: output unit u reads state[INDEX[FIRST[u]:FIRST[u + 1]]]
     FIRST, INDEX, MULTIPLIER,
     # neurons; BIAS also of readouts
-    BIAS, THETA, LO, HI, LEVEL, CELL, LADDER_ROW, THRESHOLDS, VALUES, STEPS_OF_ROW,
+    BIAS, THETA, LO, HI, LEVEL, CELL, LADDERS, LADDER_ROW, THRESHOLDS, VALUES, STEPS_OF_ROW,
     # leaky neurons: leak, gain, bias, theta and reset of all units, one after the other
     WIDE, SHIFT, HARD, MEMBRANE,
-) = range(41)  # fmt: skip
-FIELDS = 41
+) = range(42)  # fmt: skip
+FIELDS = 42
 """Columns of `Net.nodes`. Positions in `ints`, `wides`, `weights` and the state are absolute."""
 
 PLUS, MINUS, SYNOPS = range(3)
@@ -380,14 +380,15 @@ def emit(work: Work, n: int, value: Array, u: int, new: int) -> None:
 def settle_node(net: Net, work: Work, n: int) -> None:
     """One graded spike from each neuron, straight to the quiescent value of its charge."""
     if net.nodes[n, KIND] == LADDER:
-        settle_ladder(net, work, n)
+        moved = settle_ladder(net, work, n)
     else:
-        settle_uniform(net, work, n)
-    changed(net, work, n)
+        moved = settle_uniform(net, work, n)
+    if moved:
+        changed(net, work, n)
 
 
 @kernel
-def settle_uniform(net: Net, work: Work, n: int) -> None:
+def settle_uniform(net: Net, work: Work, n: int) -> bool:
     p, units = net.nodes[n], net.nodes[n, UNITS]
     lo, hi = np.float64(p[LO]), np.float64(p[HI])
     value = work.state[p[VALUE] : p[VALUE] + units]
@@ -405,14 +406,44 @@ def settle_uniform(net: Net, work: Work, n: int) -> None:
         value[u] = new
     work.tally[n, PLUS] += plus
     work.tally[n, MINUS] += minus
+    return plus + minus > 0
 
 
 @kernel
-def settle_ladder(net: Net, work: Work, n: int) -> None:
+def settle_ladder(net: Net, work: Work, n: int) -> bool:
     p, ints, units = net.nodes[n], net.ints, net.nodes[n, UNITS]
-    value, cell = work.state[p[VALUE] :], work.state[p[CELL] :]
-    charge, bias, row = work.state[p[TOLD] :], ints[p[BIAS] :], ints[p[LADDER_ROW] :]
+    value = work.state[p[VALUE] : p[VALUE] + units]
+    cell = work.state[p[CELL] : p[CELL] + units]
+    row = ints[p[LADDER_ROW] : p[LADDER_ROW] + units]
+    count_thresholds(net, work, n)
+    plus = minus = 0
+    for u in range(units):
+        new = ints[p[VALUES] + row[u] * (p[STEPS_OF_ROW] + 1) + cell[u]]
+        spikes = new - value[u]
+        plus += max(spikes, 0)
+        minus += max(-spikes, 0)
+        value[u] = new
+    work.tally[n, PLUS] += plus
+    work.tally[n, MINUS] += minus
+    return plus + minus > 0
+
+
+@kernel
+def count_thresholds(net: Net, work: Work, n: int) -> None:
+    """The cell of each neuron on a ladder: how many thresholds its charge has reached."""
+    p, ints, units = net.nodes[n], net.ints, net.nodes[n, UNITS]
+    cell = work.state[p[CELL] : p[CELL] + units]
+    charge = work.state[p[TOLD] : p[TOLD] + units]
+    bias, row = ints[p[BIAS] : p[BIAS] + units], ints[p[LADDER_ROW] : p[LADDER_ROW] + units]
     steps = p[STEPS_OF_ROW]
+    if p[LADDERS] == 1:
+        # threshold by threshold, which vectorises; charge plus bias is proved to fit 32 bits
+        cell[:] = 0
+        for i in range(steps):
+            threshold = ints[p[THRESHOLDS] + i]
+            for u in range(units):
+                cell[u] += np.int32(np.int32(charge[u] + bias[u]) >= threshold)
+        return
     for u in range(units):
         v = charge[u] + bias[u]
         ladder = p[THRESHOLDS] + row[u] * steps
@@ -424,7 +455,6 @@ def settle_ladder(net: Net, work: Work, n: int) -> None:
             else:
                 above = middle
         cell[u] = below
-        emit(work, n, value, u, ints[p[VALUES] + row[u] * (steps + 1) + below])
 
 
 @kernel
@@ -442,8 +472,7 @@ def deliver_all(net: Net, work: Work) -> None:
 @kernel
 def settle(net: Net, work: Work) -> None:
     for n in range(len(net.nodes)):
-        receive(net, work, n)
-        if is_neuron(net, n):
+        if receive(net, work, n) and is_neuron(net, n):
             settle_node(net, work, n)
 
 
@@ -574,8 +603,8 @@ def open_window(net: Net, work: Work, latches: Latches, how: Array, x: Array, re
     work.portion[0] = ALL
     arrive(net, work, how, x, 1)
     for n in range(len(net.nodes)):
-        if net.nodes[n, KIND] == LIF:
-            # its membrane potential has moved
+        if net.nodes[n, KIND] == LIF or (rested and is_neuron(net, n)):
+            # a membrane potential has moved; a bias may fire without input
             work.dirty[n] = 1
     for i in range(len(latches.rows)):
         begin, end = latches.rows[i, 1], latches.rows[i, 2]

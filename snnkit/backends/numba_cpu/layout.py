@@ -264,7 +264,7 @@ class _Flattener:
         ladder_row, thresholds, values = ladder_rows(node)
         row[k.LADDER_ROW] = self.ints.add(self._block(node, ladder_row))
         row[k.THRESHOLDS], row[k.VALUES] = self.ints.add(thresholds), self.ints.add(values)
-        row[k.STEPS_OF_ROW] = thresholds.shape[1]
+        row[k.LADDERS], row[k.STEPS_OF_ROW] = thresholds.shape
 
     def _lif(self, node: Node, row: Array) -> None:
         p = node.params
