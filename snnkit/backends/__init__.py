@@ -109,10 +109,17 @@ class Stream(Protocol):
     accumulated input, and every node's count equals its dense reading, however the stream gets
     there (by differences, or by computing the window anew).
 
-    path : how it updates incrementally: "avx512", "avx2", or "recompute" where it cannot.
+    A step graph's packet is one element of a sequence, one step; its state stays. Law: after
+    element t `readout()` equals, bit for bit, the outputs of `Program.run` on the first t + 1
+    elements, of those with a time axis the last element, [1, 1, ...] in the model's layout; the
+    counts equal that run's at step t. Nodes behind the sequence (sweeps of direction 0) are
+    computed on the element pushed last.
+
+    path : how it updates incrementally: "avx512", "avx2", "generic" or "reference" (step graphs),
+    or "recompute" where it cannot.
     why_recompute : (node, reason) for every node that keeps it from incremental updates.
     packets, recomputed : packets pushed since the last reset, and how many of them were computed
-    anew.
+    anew: of a step graph, whose windows started at rest, as the first one's does.
     """
 
     path: str
@@ -130,17 +137,24 @@ class Stream(Protocol):
         frame : instead of events, a whole new float input [*shape] (or a mapping by input name),
         quantised as `Program.run` does; only what differs from the last one is injected.
 
-        Raises BadEvents, UsageError or BadCalibration; the state is then as before.
+        A step graph takes one element: events (none leave) or a frame for the inputs with a time
+        axis; with the first element also, by name, what the inputs without one are for the whole
+        sequence. A network without timed inputs takes a step by `push()`. Lengths are not given:
+        the sequence is as long as what was pushed.
+
+        Raises BadEvents, UsageError or BadCalibration (more elements than the network's bounds are
+        proved for); the state is then as before.
         """
 
     def readout(self) -> Mapping[str, npt.NDArray[Any]]:
-        """Outputs by name, [1, ...], as in `Result.outputs`."""
+        """Outputs by name, [1, ...], as in `Result.outputs`. Of a step graph, raises UsageError
+        before the first element; so does `counts`."""
 
     def counts(self, names: Sequence[str] = ("spike",)) -> Mapping[str, npt.NDArray[np.int64]]:
         """Values of nodes, [1, *shape]; `names` as `record` of `Program.run`."""
 
     def reset(self) -> None:
-        """Back to the zero input."""
+        """Back to the zero input; a step graph begins a new sequence."""
 
 
 class Program(Protocol):
@@ -172,7 +186,9 @@ class Program(Protocol):
     def stream(self, update: str = "auto") -> Stream:
         """A new stream at the zero input. `update`: "auto" chooses packet by packet between
         incremental updates and computing the window anew, by what costs less; "incremental" and
-        "recompute" force one of them. Raises UsageError where that is not possible."""
+        "recompute" force one of them: in a step graph windows that carry on, as with `carry` of
+        `run`, or start at rest. Raises UsageError where that is not possible, and, with every node
+        and reason, for a network in which an element needs later ones."""
 
 
 class Backend(Protocol):

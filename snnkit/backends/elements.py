@@ -61,7 +61,7 @@ class ElementInput:
                 b = self.timed[self.alone]  # type: ignore[index]
                 return {b.node: self._levels(b, frame)}
         named = self._named(frame)
-        if leaving is not None:
+        if leaving is not None and len(leaving):
             raise UsageError(
                 "push: leaving events; this network takes elements, which hold the events of their "
                 "own time only"
