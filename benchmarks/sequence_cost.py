@@ -117,7 +117,9 @@ def main() -> None:
         for row in measure(graph, x):
             found.append({"network": name, **row})
             print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-    print(markdown(HEADER, [_line(row) for row in found]), *(f"* {note}" for note in notes), sep="\n")
+    print(
+        markdown(HEADER, [_line(row) for row in found]), *(f"* {note}" for note in notes), sep="\n"
+    )
     if options.output:
         options.output.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -101,8 +101,8 @@ def _elements(graph: Graph, given: Any) -> list[Mapping[str, Any]]:
         lengths = {"the network": graph.steps}
     if len(set(lengths.values())) != 1 or not min(lengths.values()):
         raise BadCalibration(
-            f"numbers of elements {lengths}; expected the same one for all inputs with a time axis, "
-            "at least 1"
+            f"numbers of elements {lengths}; expected the same one, at least 1, for all inputs "
+            "with a time axis"
         )
     steps = [
         {name: array[t] for name, array in named.items() if name in timed}

@@ -148,7 +148,6 @@ def test_a_regrouped_graph_is_the_same_network(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_graphs_that_need_the_future_are_refused(seed: int) -> None:
-    """Changing the last element changes the first one's value: what is refused does need it."""
     rng, steps = np.random.default_rng(seed), 5
     while True:
         graph = random_step_graph(rng, steps, KINDS[seed % 3], fixed=False)
@@ -181,6 +180,8 @@ def test_both_reasons_for_needing_the_future() -> None:
     # a middle sweep that only scales a static input does not depend on any element
     z = make_node("z", "input", attrs={"shape": (2,), "lo": 0, "hi": 255})
     head = make_node("head", "add", [z], {"m0": np.int32(2)})
+    again = make_node("again", "add", [s, head], {"m0": np.int32(1), "m1": np.int32(1)})
+    y = make_node("y", "readout", [again], {"bias": np.int32(0)})
     fine = replace(
         graph,
         nodes=(x, s, z, head, again, y),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,14 +51,13 @@ class ElementInput:
         self.events = only if only is not None and holds_events(self.shape[only]) else None
         alone = self.timed or self.static
         self.alone = next(iter(alone)) if len(alone) == 1 else None
-        self.quick = self.alone is not None and self.alone in self.timed
+        self.quick = self.timed.get(self.alone or "")
 
     def read(self, events: Any, leaving: Any, frame: Any, first: bool) -> dict[str, Ints]:
         """Values by input node, [1, *shape]. Raises UsageError, BadEvents and BadCalibration."""
-        if self.quick and type(frame) is np.ndarray and events is None is leaving:
-            if not (first and self.static):
-                b = self.timed[self.alone]  # type: ignore[index]
-                return {b.node: self._levels(b, frame)}
+        alone = type(frame) is np.ndarray and events is None is leaving
+        if alone and self.quick is not None and not (first and self.static):
+            return {self.quick.node: self._levels(self.quick, frame)}
         named = self._named(frame)
         if leaving is not None and len(leaving):
             raise UsageError(
@@ -107,10 +105,9 @@ class ElementInput:
 
     def _levels(self, b: Boundary, x: Any) -> Ints:
         shape, node = self.shape[b.name], self.graph.node[b.node]
-        if type(x) is np.ndarray and x.dtype == DTYPES[b.dtype] and x.shape == shape:
-            # a sum that is finite proves that all of it is, in less time than a look at each
-            if x.dtype.kind != "f" or isfinite(x.sum()):
-                return to_levels(b, node, x[None])
+        fits = type(x) is np.ndarray and x.dtype == DTYPES[b.dtype] and x.shape == shape
+        if fits and np.isfinite(x).all():
+            return to_levels(b, node, x[None])
         if np.shape(x) != shape:
             raise UsageError(
                 f"push: input '{b.name}' has shape {np.shape(x)}; expected {shape}, one element "

@@ -1,7 +1,8 @@
 """What every stream shares: the accumulated input of one sample, and the stream that recomputes.
 
-Here a stream is one sample whose input changes by packets (`elements.py` has sequences). Its readout after every packet equals
-`program.run` on the input accumulated so far; a backend may get there by differences.
+Here a stream is one sample whose input changes by packets (`elements.py` has sequences). Its
+readout after every packet equals `program.run` on the input accumulated so far; a backend may get
+there by differences.
 """
 
 from __future__ import annotations

@@ -22,7 +22,9 @@ from numba import njit
 Array = npt.NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
-INPUT, SYNAPSE, SUM, WEIGHTED, MAX, UNIFORM, LADDER, READOUT, PRODUCT, LIF, LATCH, HANDED = range(12)
+INPUT, SYNAPSE, SUM, WEIGHTED, MAX, UNIFORM, LADDER, READOUT, PRODUCT, LIF, LATCH, HANDED = range(
+    12
+)
 """Kinds of nodes. An INPUT is given from outside at every step and arrives in an encoding, HANDED
 is what another sweep computed, a LATCH is kept by the engine."""
 
@@ -641,8 +643,9 @@ def run_samples(
 ) -> None:
     """Run the samples x [N, T, units] one after the other, clock [N] windows each, at most T.
 
-    first [N, units] : what the latches hold at the first step, without RESUME. Writes per sample the tally, the
-    steps (below zero: no end), and for each step the values of the nodes `keep`, side by side.
+    first [N, units] : what the latches hold at the first step, without RESUME. Writes per sample
+    the tally, the steps (below zero: no end), and for each step the values of the nodes `keep`,
+    side by side.
     """
     for s in range(len(x)):
         work.tally[:] = 0

@@ -77,9 +77,7 @@ def state_sizes(node: Node, graph: Graph) -> tuple[int, int, int]:
     return node.units, told, cells
 
 
-def flatten(
-    window: Graph, latches: Collection[str] = (), handed: Collection[str] = ()
-) -> Layout:
+def flatten(window: Graph, latches: Collection[str] = (), handed: Collection[str] = ()) -> Layout:
     """The layout of a one-shot graph whose ops are all in KINDS. Among its input nodes `latches`
     are kept by the engine, `handed` are what other sweeps computed."""
     layout = _Flattener(window).layout()
