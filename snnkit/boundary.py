@@ -140,7 +140,8 @@ def to_levels(b: Boundary, node: Node, x: npt.NDArray[Any]) -> npt.NDArray[np.in
         np.divide(q, b.scale, out=q)
     np.rint(q, out=q)
     np.maximum(q, node.lo, out=q)
-    return np.minimum(q, node.hi, out=q).astype(np.int64)
+    levels: npt.NDArray[np.int64] = np.minimum(q, node.hi, out=q).astype(np.int64)
+    return levels
 
 
 def dequantise(b: Boundary, counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
