@@ -118,15 +118,15 @@ def replay(stream: Stream, packets: Iterable[Packet | Mapping[str, Any]]) -> Rep
         start = time.perf_counter()
         if isinstance(packet, Packet):
             stream.push(*packet)
+            counts.append(len(packet.events) + len(packet.leaving))
         else:
             stream.push(frame=packet)
+            counts.append(0)
         outputs = stream.readout()
         spent.append((time.perf_counter() - start) * 1e6)
         first = np.asarray(next(iter(outputs.values()))).reshape(-1)
         # an ArgMax at the output is the class already
         classes.append(int(first[0]) if first.size == 1 else int(first.argmax()))
-        frame = not isinstance(packet, Packet)
-        counts.append(0 if frame else len(packet.events) + len(packet.leaving))
     return Replay(
         classes, counts, spent, stream.recomputed, stream.path, tuple(stream.why_recompute)
     )

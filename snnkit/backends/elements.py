@@ -164,7 +164,8 @@ class ElementStream:
         """Batch and time have one place each, so that their axes move by a reshape."""
         if b.post or b.dtype != "float32":
             return dequantise(b, value if b.time is None else value[:, None])
-        return np.multiply(value[0], b.scale, dtype=np.float32).reshape(self._shapes[b.name])
+        y: Array = np.multiply(value[0], b.scale, dtype=np.float32)
+        return y.reshape(self._shapes[b.name])
 
     def counts(self, names: Sequence[str] = ("spike",)) -> Mapping[str, Ints]:
         self._began()
