@@ -75,8 +75,8 @@ def test_unit_spikes_are_spread_evenly() -> None:
         sent = np.diff(there, axis=0)
         np.testing.assert_array_equal(there[-1], change)
         # as near to a constant rate as whole spikes can be
-        even = np.abs(change) / over * np.arange(over + 1)[:, None]
-        assert ((np.abs(there) <= even) & (even < np.abs(there) + 1)).all()
+        even, whole = np.abs(change) * np.arange(over + 1)[:, None], np.abs(there)
+        assert ((over * whole <= even) & (even < over * (whole + 1))).all()
         assert (np.sign(sent) * np.sign(change) >= 0).all()
         assert np.abs(sent).max() == -(-255 // over)
         total = np.abs(sent).sum(axis=0)
