@@ -130,12 +130,18 @@ def quantise(b: Boundary, node: Node, x: npt.NDArray[Any]) -> npt.NDArray[np.int
 
     x in the model's layout; returns [N, *shape], or [N, T, *shape] with a time axis.
     """
-    shifted = _canonical(b, x).astype(np.float32) - b.offset
+    return to_levels(b, node, _canonical(b, x))
+
+
+def to_levels(b: Boundary, node: Node, x: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """As `quantise`, for x [..., *shape]."""
+    q = np.subtract(x, b.offset, dtype=np.float32, casting="unsafe")
     with np.errstate(over="ignore"):
-        q: npt.NDArray[np.int64] = (
-            np.rint(shifted / b.scale).clip(node.lo, node.hi).astype(np.int64)
-        )
-    return q
+        np.divide(q, b.scale, out=q)
+    np.rint(q, out=q)
+    np.maximum(q, node.lo, out=q)
+    levels: npt.NDArray[np.int64] = np.minimum(q, node.hi, out=q).astype(np.int64)
+    return levels
 
 
 def dequantise(b: Boundary, counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

@@ -133,7 +133,8 @@ def run(a: argparse.Namespace) -> int:
     samples = _read_array(a.input, "input")
     program = compile(graph, a.backend)
     record = ("spike",) if a.record else ()
-    result = program.run(samples, mode=a.mode, record=record, seed=a.seed)
+    how = {"mode": a.mode, "seed": a.seed, "encoding": a.encoding}
+    result = program.run(samples, record=record, **how)
     outputs = dict(result.outputs)
     single = next(iter(outputs.values()))
     if a.output:
@@ -147,6 +148,7 @@ def run(a: argparse.Namespace) -> int:
         "samples": count,
         "backend": result.backend,
         "mode": a.mode,
+        "encoding": a.encoding,
         "seconds": result.seconds,
         "spikes": spikes,
         "synops": synops,
@@ -165,12 +167,11 @@ def run(a: argparse.Namespace) -> int:
 
 def stream(a: argparse.Namespace) -> int:
     from snnkit.backends import compile
-    from snnkit.replay import replay, replay_text
-    from snnkit.windows import sliding
+    from snnkit.replay import packets_of, replay, replay_text
 
     graph = _load(a.net)
-    events = _read_array(a.events, "events")
-    packets = sliding(events, window=a.window, every=a.every, unit=a.unit)
+    given = _read_array(a.events, "events")
+    packets = packets_of(graph, given, window=a.window, every=a.every, unit=a.unit)
     found = replay(compile(graph, a.backend).stream(a.update), packets)
     _print(a, found.as_json(), replay_text(found))
     return 0

@@ -41,14 +41,24 @@ def _run(p: argparse.ArgumentParser) -> None:
     p.add_argument("--backend", default="numba")
     p.add_argument("--mode", choices=MODES, default="settle")
     p.add_argument("--seed", type=int, default=0, help="of mode fuzz")
+    p.add_argument(
+        "--encoding",
+        choices=("s-analog", "rate", "bit-serial"),
+        default="s-analog",
+        help="how inputs arrive, in modes events and steps",
+    )
     p.add_argument("--record", help=".npz to write: the spike count of every neuron")
 
 
 def _stream(p: argparse.ArgumentParser) -> None:
     p.add_argument("net", help="net.onnx")
-    p.add_argument("events", help=".npy: structured array with the fields t (us), x, y, p")
-    p.add_argument("--window", type=int, required=True, help="length of the window")
-    p.add_argument("--every", type=int, required=True, help="step of the window: one packet")
+    p.add_argument(
+        "events",
+        help=".npy: structured array with the fields t (us), x, y, p; or, for a network that takes "
+        "sequences, the elements of one, [T, ...] (.npz by input name)",
+    )
+    p.add_argument("--window", type=int, help="length of the window; not of networks with steps")
+    p.add_argument("--every", type=int, help="step of the window: one packet, or one element")
     p.add_argument("--unit", choices=("us", "events"), default="us", help="of window and every")
     p.add_argument("--backend", default="numba")
     p.add_argument("--update", choices=("auto", "incremental", "recompute"), default="auto")

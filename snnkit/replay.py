@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from snnkit.backends import Stream
-from snnkit.windows import Packet
+from snnkit.errors import BadCalibration, UsageError
+from snnkit.graph import Graph
+from snnkit.windows import Packet, sliding, tumbling
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,76 @@ class Replay:
 EACH = ("classes", "events", "microseconds")
 
 
-def replay(stream: Stream, packets: Iterable[Packet]) -> Replay:
-    """Push packets (see `snnkit.windows`) one after the other, and read out after each."""
+def packets_of(
+    graph: Graph, given: Any, *, window: int | None, every: int | None, unit: str
+) -> Iterable[Packet | Mapping[str, Any]]:
+    """What to push, one after the other, for a recording or a sequence.
+
+    given : events. Without steps a window slides over them (`snnkit.windows.sliding`); a network
+    that takes elements gets those of `every` as one element, side by side, `window` None. Or the
+    elements themselves: an array [T, *shape], or arrays by input name, of which the inputs without
+    a time axis are [*shape]; `window` and `every` None.
+
+    Raises UsageError, BadEvents and BadCalibration.
+    """
+    recording = isinstance(given, np.ndarray) and given.dtype.names is not None
+    if not graph.sweeps:
+        if window is None or every is None:
+            raise UsageError("this network has no steps; expected --window and --every")
+        return sliding(given, window=window, every=every, unit=unit)
+    if window is not None:
+        raise UsageError(
+            "--window: this network takes the elements of a sequence, whose length is --every, and "
+            "remembers the earlier ones itself"
+        )
+    if not recording:
+        if every is not None:
+            raise UsageError("--every: the file holds elements, not events; expected events")
+        return _elements(graph, given)
+    if every is None:
+        raise UsageError("expected --every, how long one element's events are collected")
+    packets = tumbling(given, window=every, unit=unit)
+    return (Packet(packet.events, packet.leaving[:0]) for packet in packets)
+
+
+def _elements(graph: Graph, given: Any) -> list[Mapping[str, Any]]:
+    """One mapping by input name per step; inputs without a time axis in the first one."""
+    named = given if isinstance(given, Mapping) else {graph.inputs[0].name: given}
+    timed = {b.name for b in graph.inputs if b.time is not None}
+    missing = [b.name for b in graph.inputs if b.name not in named]
+    if missing:
+        raise BadCalibration(f"no data for inputs {missing}; expected an .npz by input name")
+    lengths = {name: len(a) if np.ndim(a) else 0 for name, a in named.items() if name in timed}
+    if not timed:
+        lengths = {"the network": graph.steps}
+    if len(set(lengths.values())) != 1 or not min(lengths.values()):
+        raise BadCalibration(
+            f"numbers of elements {lengths}; expected the same one, at least 1, for all inputs "
+            "with a time axis"
+        )
+    steps = [
+        {name: array[t] for name, array in named.items() if name in timed}
+        for t in range(min(lengths.values()))
+    ]
+    return [{**named, **steps[0]}, *steps[1:]]
+
+
+def replay(stream: Stream, packets: Iterable[Packet | Mapping[str, Any]]) -> Replay:
+    """Push packets (events, or frames by input name) one after the other; read out after each."""
     classes, counts, spent = [], [], []
     for packet in packets:
         start = time.perf_counter()
-        stream.push(*packet)
+        if isinstance(packet, Packet):
+            stream.push(*packet)
+            counts.append(len(packet.events) + len(packet.leaving))
+        else:
+            stream.push(frame=packet)
+            counts.append(0)
         outputs = stream.readout()
         spent.append((time.perf_counter() - start) * 1e6)
         first = np.asarray(next(iter(outputs.values()))).reshape(-1)
         # an ArgMax at the output is the class already
         classes.append(int(first[0]) if first.size == 1 else int(first.argmax()))
-        counts.append(len(packet.events) + len(packet.leaving))
     return Replay(
         classes, counts, spent, stream.recomputed, stream.path, tuple(stream.why_recompute)
     )

@@ -1,7 +1,7 @@
 """How a step graph runs: windows one after the other, with a barrier between them.
 
-`unroll` knows sweeps, steps, latches and membrane potentials; what happens inside a window is
-left to its caller (`snnkit.reference`). A one-shot graph is unrolled as one window.
+`unroll` and `Steps` know sweeps, steps, latches and membrane potentials; what happens inside a
+window is left to their caller (`snnkit.reference`). A one-shot graph is unrolled as one window.
 """
 
 from __future__ import annotations
@@ -47,6 +47,29 @@ def with_membranes(window: Graph) -> Graph:
     return replace(window, nodes=tuple(nodes))
 
 
+class Steps:
+    """A sweep with a direction, one step after the other: its latches and membrane potentials are
+    what it remembers.
+
+    given : the nodes whose values each step needs: inputs, and nodes of earlier sweeps.
+    """
+
+    def __init__(self, graph: Graph, k: int, values: Mapping[str, Ints], samples: int, run: Window):
+        """values : by name, of the nodes that latches start from."""
+        self.nodes, self.run, self.latches = graph.parts[k][0], run, graph.latches
+        self.window = with_membranes(graph.windows[k])
+        self.state = _first_state(self.nodes, values, samples)
+        self.given = [n.name for n in self.window.of("input") if n.name not in self.state]
+
+    def step(self, feeds: Mapping[str, Ints]) -> Mapping[str, Ints]:
+        """Every node's value [N, *shape], for the values of `given`."""
+        found = self.run(self.window, {**feeds, **self.state})
+        self.state = {n.name: found[self.latches[n.name]] for n in self.nodes if n.op == "latch"}
+        for n in self.window.of("lif"):
+            self.state[membrane(n)] = LIF.barrier(n, [found[s] for s in n.inputs])
+        return found
+
+
 def unroll(graph: Graph, counts: Mapping[str, Ints], run: Window) -> dict[str, Ints]:
     """Value of every node: [N, T, *shape] in sweeps with a direction, else [N, *shape].
 
@@ -55,8 +78,8 @@ def unroll(graph: Graph, counts: Mapping[str, Ints], run: Window) -> dict[str, I
     steps = count_steps(graph, counts) if graph.sweeps else 0
     values: dict[str, Ints] = dict(counts)
     for k, (nodes, direction) in enumerate(graph.parts):
-        window = with_membranes(graph.windows[k])
         if not direction:
+            window = graph.windows[k]
             feeds = {n.name: _at(graph, values, n.name, -1) for n in window.of("input")}
             found = run(window, feeds)
             values.update({n.name: found[n.name] for n in nodes})
@@ -65,18 +88,11 @@ def unroll(graph: Graph, counts: Mapping[str, Ints], run: Window) -> dict[str, I
         for n in nodes:
             values[n.name] = np.zeros((samples, steps, *n.shape), np.int64)
         values.update({n.name: counts[n.name] for n in nodes if n.op == "input"})
-        state = _first_state(nodes, values, samples)
+        sweep = Steps(graph, k, values, samples, run)
         for t in order(direction, steps):
-            feeds = {
-                n.name: state[n.name] if n.name in state else _at(graph, values, n.name, t)
-                for n in window.of("input")
-            }
-            found = run(window, feeds)
+            found = sweep.step({name: _at(graph, values, name, t) for name in sweep.given})
             for n in nodes:
                 values[n.name][:, t] = found[n.name]
-            state = {n.name: found[graph.latches[n.name]] for n in nodes if n.op == "latch"}
-            for n in window.of("lif"):
-                state[membrane(n)] = LIF.barrier(n, [found[s] for s in n.inputs])
     return values
 
 

@@ -75,6 +75,41 @@ def most_steps(graph: Graph) -> int:
     return min([MOST_STEPS, *proved])
 
 
+def late(graph: Graph) -> frozenset[str]:
+    """Nodes of sweeps of direction 0 whose value depends on steps: known after the last one."""
+    found: set[str] = set()
+    for nodes, direction in graph.parts:
+        for n in nodes:
+            if not direction and any(s in found or graph.direction(s) for s in n.inputs):
+                found.add(n.name)
+    return frozenset(found)
+
+
+def needs_future(graph: Graph) -> list[tuple[str, str]]:
+    """(node, reason) for what at some element depends on later ones."""
+    found, after = [], late(graph)
+    for nodes, direction in graph.parts:
+        if direction < 0:
+            reason = "its sweep runs backwards and begins at the last element"
+            found.append((nodes[0].name, reason))
+            continue
+        reads = [(n, s) for n in nodes if direction for s in n.inputs if s in after]
+        for n, s in reads:
+            found.append((n.name, f"it reads '{s}', which is known after the last element"))
+    return found
+
+
+def by_elements(graph: Graph) -> Graph:
+    """The same nodes as at most three sweeps: what happens once before the first element, what
+    happens at each one, and what happens once on the last one. For a graph that needs no future."""
+    after = late(graph)
+    parts: dict[int, list[Node]] = {-1: [], 0: [], 1: []}
+    for n in graph.nodes:
+        parts[0 if graph.direction(n.name) else 1 if n.name in after else -1].append(n)
+    sweeps = tuple((len(part), int(k == 0)) for k, part in parts.items() if part)
+    return replace(graph, nodes=tuple(n for part in parts.values() for n in part), sweeps=sweeps)
+
+
 def check_sweeps(graph: Graph) -> None:
     """Raise InvalidGraph (or a subclass) for the first rule about time that the graph breaks."""
     if not graph.sweeps:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from snnkit.encodings import ENCODINGS, MOST_LEVELS, arrivals
 from snnkit.errors import BackendMissing, UnsupportedByBackend, UsageError
 from snnkit.graph import Graph
 
@@ -41,18 +42,38 @@ class Schedule:
     - fuzz : random order, random subsets, delayed deliveries; drawn from `seed`.
     delay : steps only. 1: a spike arrives one step later (as on chips); 0: in the same step.
     phase : steps only. Layer l (counted from 0) may fire from step phase * l on.
+    encoding, over : steps and events only. How the model's inputs arrive within a window
+      (`snnkit.encodings`): s-analog, rate (over so many steps) or bit-serial. In mode events the
+      network settles after each part. What latches and other sweeps hand on arrives at once.
     """
 
     mode: str = "settle"
     seed: int = 0
     delay: int = 1
     phase: int = 0
+    encoding: str = ENCODINGS[0]
+    over: int = MOST_LEVELS
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UsageError(f"mode {self.mode!r}; expected one of {', '.join(MODES)}")
         if self.delay not in (0, 1) or self.phase < 0 or self.seed < 0:
             raise UsageError(f"{self}; expected delay 0 or 1, phase >= 0, seed >= 0")
+        if self.encoding not in ENCODINGS or not 1 <= self.over <= MOST_LEVELS:
+            raise UsageError(
+                f"encoding {self.encoding!r} over {self.over} steps; expected one of "
+                f"{', '.join(ENCODINGS)}, over 1 to {MOST_LEVELS}"
+            )
+        if self.encoding != ENCODINGS[0] and self.mode not in ("events", "steps"):
+            raise UsageError(
+                f"encoding {self.encoding!r} in mode {self.mode}, in which all input is there "
+                "from the start; expected mode events or steps"
+            )
+
+    @property
+    def arrivals(self) -> int:
+        """In how many steps of a window its input arrives."""
+        return arrivals(self.encoding, self.over)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +109,17 @@ class Stream(Protocol):
     accumulated input, and every node's count equals its dense reading, however the stream gets
     there (by differences, or by computing the window anew).
 
-    path : how it updates incrementally: "avx512", "avx2", or "recompute" where it cannot.
+    A step graph's packet is one element of a sequence, one step; its state stays. Law: after
+    element t `readout()` equals, bit for bit, the outputs of `Program.run` on the first t + 1
+    elements, of those with a time axis the last element, [1, 1, ...] in the model's layout; the
+    counts equal that run's at step t. Nodes behind the sequence (sweeps of direction 0) are
+    computed on the element pushed last.
+
+    path : how it updates incrementally: "avx512", "avx2", "generic" or "reference" (step graphs),
+    or "recompute" where it cannot.
     why_recompute : (node, reason) for every node that keeps it from incremental updates.
     packets, recomputed : packets pushed since the last reset, and how many of them were computed
-    anew.
+    anew: of a step graph, whose windows started at rest, as the first one's does.
     """
 
     path: str
@@ -109,17 +137,24 @@ class Stream(Protocol):
         frame : instead of events, a whole new float input [*shape] (or a mapping by input name),
         quantised as `Program.run` does; only what differs from the last one is injected.
 
-        Raises BadEvents, UsageError or BadCalibration; the state is then as before.
+        A step graph takes one element: events (none leave) or a frame for the inputs with a time
+        axis; with the first element also, by name, what the inputs without one are for the whole
+        sequence. A network without timed inputs takes a step by `push()`. Lengths are not given:
+        the sequence is as long as what was pushed.
+
+        Raises BadEvents, UsageError or BadCalibration (more elements than the network's bounds are
+        proved for); the state is then as before.
         """
 
     def readout(self) -> Mapping[str, npt.NDArray[Any]]:
-        """Outputs by name, [1, ...], as in `Result.outputs`."""
+        """Outputs by name, [1, ...], as in `Result.outputs`. Of a step graph, raises UsageError
+        before the first element; so does `counts`."""
 
     def counts(self, names: Sequence[str] = ("spike",)) -> Mapping[str, npt.NDArray[np.int64]]:
         """Values of nodes, [1, *shape]; `names` as `record` of `Program.run`."""
 
     def reset(self) -> None:
-        """Back to the zero input."""
+        """Back to the zero input; a step graph begins a new sequence."""
 
 
 class Program(Protocol):
@@ -137,18 +172,23 @@ class Program(Protocol):
         delay: int = 1,
         phase: int = 0,
         carry: bool = False,
+        encoding: str = "s-analog",
+        over: int = 255,
     ) -> Result:
         """Present samples x, [N, *shape] or a mapping by input name. `record` names nodes whose
         values to keep, or is ("spike",) / ("all",) for all spiking nodes / all nodes.
 
         In a step graph every window settles in the given mode. carry False: each window starts at
         rest. True: tracers and charges are kept from step to step, and only the differences of
-        inputs and latches are injected. The integers are the same, the work differs."""
+        inputs and latches are injected. encoding, over : as in `Schedule`. The integers are the
+        same, the work differs."""
 
     def stream(self, update: str = "auto") -> Stream:
         """A new stream at the zero input. `update`: "auto" chooses packet by packet between
         incremental updates and computing the window anew, by what costs less; "incremental" and
-        "recompute" force one of them. Raises UsageError where that is not possible."""
+        "recompute" force one of them: in a step graph windows that carry on, as with `carry` of
+        `run`, or start at rest. Raises UsageError where that is not possible, and, with every node
+        and reason, for a network in which an element needs later ones."""
 
 
 class Backend(Protocol):

@@ -1,7 +1,8 @@
 """What every stream shares: the accumulated input of one sample, and the stream that recomputes.
 
-A stream is one sample whose input changes by packets. Its readout after every packet equals
-`program.run` on the input accumulated so far; a backend may get there by differences.
+Here a stream is one sample whose input changes by packets (`elements.py` has sequences). Its
+readout after every packet equals `program.run` on the input accumulated so far; a backend may get
+there by differences.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from snnkit.boundary import DTYPES, as_inputs
 from snnkit.errors import BadEvents, UsageError
 from snnkit.graph import Graph
 from snnkit.ops.op import Ints
+from snnkit.sweeps import needs_future
 
 if TYPE_CHECKING:
     from snnkit.backends import Program
@@ -27,6 +29,18 @@ UPDATES = ("auto", "incremental", "recompute")
 """How a stream may be told to update."""
 FIELDS = ("t", "x", "y", "p")
 ENTERING, LEAVING = "events", "leaving"
+
+
+def holds_events(shape: tuple[int, ...]) -> bool:
+    """Whether an input of that shape can hold events: a channel per polarity, or one for both."""
+    return len(shape) == 3 and shape[0] in (1, 2)
+
+
+def most_events(dtype: np.dtype[Any]) -> int:
+    """The largest count that an input of that type holds; there it saturates."""
+    if dtype.kind == "f":
+        return 65504 if dtype.itemsize == 2 else 2**62
+    return int(np.iinfo(dtype).max)
 
 
 class StreamInput:
@@ -41,9 +55,7 @@ class StreamInput:
         self.graph = graph
         first = graph.inputs[0]
         self.name, self.shape = first.name, graph.node[first.node].shape
-        self.takes_events = (
-            len(graph.inputs) == 1 and len(self.shape) == 3 and self.shape[0] in (1, 2)
-        )
+        self.takes_events = len(graph.inputs) == 1 and holds_events(self.shape)
         self.dtype = np.dtype(DTYPES[first.dtype])
         self.counts = np.zeros(self.shape, np.int64)
         self.reset()
@@ -54,10 +66,7 @@ class StreamInput:
 
     @property
     def most(self) -> int:
-        """The largest count that the input's type holds."""
-        if self.dtype.kind == "f":
-            return 65504 if self.dtype.itemsize == 2 else 2**62
-        return int(np.iinfo(self.dtype).max)
+        return most_events(self.dtype)
 
     def samples(self) -> dict[str, Array]:
         """The accumulated input as `program.run` takes it, by input name, [1, *shape]."""
@@ -110,34 +119,10 @@ class StreamInput:
             )
         if self.frame is not None:
             raise UsageError("push: events after a frame; call reset() first")
-        enter, leave = self._units(ENTERING, events), self._units(LEAVING, leaving)
+        enter = event_units(self.shape, ENTERING, events)
+        leave = event_units(self.shape, LEAVING, leaving)
         self._check_counts(enter, leave)
         return enter, leave
-
-    def _units(self, what: str, events: Any) -> Ints:
-        if events is None:
-            return np.zeros(0, np.int64)
-        polarities, height, width = self.shape
-        found = _columns(what, events)
-        limits = {"x": width, "y": height, "p": 2}
-        for field, limit in limits.items():
-            column = found[field]
-            (bad,) = ((column < 0) | (column >= limit)).nonzero()
-            if len(bad):
-                raise BadEvents(
-                    f"{what}: field '{field}' of event {bad[0]} is {column[bad[0]]}; expected 0 to "
-                    f"{limit - 1}" + (f" ({width} x {height} sensor)" if field != "p" else "")
-                )
-        t = found["t"]
-        (bad,) = (t[1:] < t[:-1]).nonzero()
-        if len(bad):
-            i = bad[0] + 1
-            raise BadEvents(
-                f"{what}: field 't' of event {i} is {t[i]}; expected at least {t[i - 1]}, that of "
-                "the event before it: sort the events by 't'"
-            )
-        x, y, p = (found[name].astype(np.int64) for name in ("x", "y", "p"))
-        return np.asarray((p * (polarities == 2) * height + y) * width + x)
 
     def _check_counts(self, enter: Ints, leave: Ints) -> None:
         """No count may fall below zero; entering events come first."""
@@ -159,6 +144,33 @@ class StreamInput:
                 )
 
 
+def event_units(shape: tuple[int, ...], what: str, events: Any) -> Ints:
+    """The unit of each event, for an input of that shape. Raises BadEvents."""
+    if events is None:
+        return np.zeros(0, np.int64)
+    polarities, height, width = shape
+    found = _columns(what, events)
+    limits = {"x": width, "y": height, "p": 2}
+    for field, limit in limits.items():
+        column = found[field]
+        (bad,) = ((column < 0) | (column >= limit)).nonzero()
+        if len(bad):
+            raise BadEvents(
+                f"{what}: field '{field}' of event {bad[0]} is {column[bad[0]]}; expected 0 to "
+                f"{limit - 1}" + (f" ({width} x {height} sensor)" if field != "p" else "")
+            )
+    t = found["t"]
+    (bad,) = (t[1:] < t[:-1]).nonzero()
+    if len(bad):
+        i = bad[0] + 1
+        raise BadEvents(
+            f"{what}: field 't' of event {i} is {t[i]}; expected at least {t[i - 1]}, that of "
+            "the event before it: sort the events by 't'"
+        )
+    x, y, p = (found[name].astype(np.int64) for name in ("x", "y", "p"))
+    return np.asarray((p * (polarities == 2) * height + y) * width + x)
+
+
 def _columns(what: str, events: Any) -> dict[str, Array]:
     """The four fields of a structured array, each checked to be integers."""
     if not isinstance(events, np.ndarray) or events.dtype.names is None or events.ndim != 1:
@@ -177,14 +189,21 @@ def _columns(what: str, events: Any) -> dict[str, Array]:
 
 
 def check_update(graph: Graph, update: str) -> None:
-    """Raise UsageError where `graph` cannot be streamed, or not updated in that way."""
+    """Raise UsageError where `graph` cannot be streamed, or for an unknown `update`."""
     if update not in UPDATES:
         raise UsageError(f"update {update!r}; expected one of {', '.join(UPDATES)}")
-    if graph.sweeps:
+    problems = needs_future(graph)
+    if problems:
+        lines = "\n".join(f"  node '{node}': {reason}" for node, reason in problems)
         raise UsageError(
-            "stream: this network runs once per step of a sequence; expected one without steps: "
-            "give whole sequences to `run`"
+            "stream: elements come one at a time, and this network needs the later ones:\n"
+            f"{lines}\ngive whole sequences to `run`"
         )
+
+
+def follow(old: float, new: float) -> float:
+    """A running mean that one slow run does not carry away."""
+    return old + (min(new, 2 * old) - old) / 8
 
 
 class RecomputeStream:

@@ -21,6 +21,7 @@ from snnkit.backends.numba_cpu import kernels as k
 from snnkit.backends.numba_cpu import workers
 from snnkit.backends.numba_cpu.layout import flatten
 from snnkit.boundary import at_last_step, quantise, take_samples
+from snnkit.encodings import ENCODINGS
 from snnkit.errors import SnnkitError
 from snnkit.graph import Graph, Node
 from snnkit.ops import TABLE
@@ -43,7 +44,9 @@ class Sweep:
         self.latches = [n for n in self.nodes if n.op == "latch"]
         own = {n.name for n in self.latches}
         self.feeds = [n for n in self.window.of("input") if n.name not in own]
-        self.layout = flatten(self.window, own)
+        given = {n.name for n in self.nodes if n.op == "input"}
+        handed = {n.name for n in self.feeds} - given
+        self.layout = flatten(self.window, own, handed)
         self.last_level = max(spike_levels(self.window).values(), default=0)
         rows, take, at = [], [np.zeros(0, np.int32)], 0
         for n in self.latches:
@@ -64,12 +67,12 @@ class Sweep:
         try:
             work = self._idle.get_nowait()
         except Empty:
-            work = self._new_work()
+            work = self.new_work()
         yield work
         self._idle.put(work)
 
-    def _new_work(self) -> k.Work:
-        net = self.layout.net
+    def new_work(self) -> k.Work:
+        net, given = self.layout.net, sum(n.units for n in self.feeds)
         nodes = len(net.nodes)
         return k.Work(
             np.zeros(net.rest.size, np.int32),
@@ -79,6 +82,8 @@ class Sweep:
             np.ones(1, np.uint64),
             np.zeros(net.membrane.size, np.int64),
             np.zeros(self.held.take.size, np.int32),
+            np.zeros(given, np.int32),
+            np.zeros(given, np.int32),
         )
 
 
@@ -247,7 +252,8 @@ class _Run:
         s = self.schedule
         last = s.phase * sweep.last_level
         mode, seed = MODES.index(s.mode), s.seed % 2**62
-        return np.array([mode, seed, s.delay, s.phase, last, sweep.direction, self.carry], np.int64)
+        order = [mode, seed, s.delay, s.phase, last, sweep.direction, self.carry]
+        return np.array([*order, 0, ENCODINGS.index(s.encoding), s.arrivals], np.int64)
 
     def _given(self, sweep: Sweep, node: Node, value: Array, chunk: slice) -> Array:
         """What the sweep sees of a node outside, as rows [N, T, units] (T 1: the same always)."""

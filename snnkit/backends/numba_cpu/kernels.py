@@ -22,12 +22,17 @@ from numba import njit
 Array = npt.NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
-INPUT, SYNAPSE, SUM, WEIGHTED, MAX, UNIFORM, LADDER, READOUT, PRODUCT, LIF, LATCH = range(11)
-"""Kinds of nodes. An INPUT is given from outside at every step, a LATCH is kept by the engine."""
+INPUT, SYNAPSE, SUM, WEIGHTED, MAX, UNIFORM, LADDER, READOUT, PRODUCT, LIF, LATCH, HANDED = range(
+    12
+)
+"""Kinds of nodes. An INPUT is given from outside at every step and arrives in an encoding, HANDED
+is what another sweep computed, a LATCH is kept by the engine."""
 
 SETTLE, EVENTS, STEPS, FUZZ = range(4)
-MODE, SEED, DELAY, PHASE, LAST_STEP, DIRECTION, CARRY = range(7)
-"""Entries of `how`."""
+(MODE, SEED, DELAY, PHASE, LAST_STEP, DIRECTION, CARRY, RESUME, ENCODING, OVER) = range(10)
+"""Entries of `how`. RESUME: latches and membrane potentials are as the last call left them, with
+CARRY everything is. OVER: the number of steps in which an input arrives."""
+S_ANALOG, RATE, BIT_SERIAL = range(3)
 
 (
     # every node; its readers are ints[READERS:READERS_END]
@@ -40,11 +45,11 @@ MODE, SEED, DELAY, PHASE, LAST_STEP, DIRECTION, CARRY = range(7)
     # sums and maxima: output unit u reads state[INDEX[FIRST[u]:FIRST[u + 1]]]
     FIRST, INDEX, MULTIPLIER,
     # neurons; BIAS also of readouts
-    BIAS, THETA, LO, HI, LEVEL, CELL, LADDER_ROW, THRESHOLDS, VALUES, STEPS_OF_ROW,
+    BIAS, THETA, LO, HI, LEVEL, CELL, LADDERS, LADDER_ROW, THRESHOLDS, VALUES, STEPS_OF_ROW,
     # leaky neurons: leak, gain, bias, theta and reset of all units, one after the other
     WIDE, SHIFT, HARD, MEMBRANE,
-) = range(41)  # fmt: skip
-FIELDS = 41
+) = range(42)  # fmt: skip
+FIELDS = 42
 """Columns of `Net.nodes`. Positions in `ints`, `wides`, `weights` and the state are absolute."""
 
 PLUS, MINUS, SYNOPS = range(3)
@@ -78,6 +83,8 @@ class Work(NamedTuple):
     random: Array  # uint64 [1]
     membrane: Array  # int64, between two steps
     latched: Array  # int32, what the latches hold, between two steps
+    before: Array  # int32, what inputs held before the window, side by side, as `given`
+    given: Array  # int32, how much of it has arrived by this step
 
 
 class Latches(NamedTuple):
@@ -375,14 +382,15 @@ def emit(work: Work, n: int, value: Array, u: int, new: int) -> None:
 def settle_node(net: Net, work: Work, n: int) -> None:
     """One graded spike from each neuron, straight to the quiescent value of its charge."""
     if net.nodes[n, KIND] == LADDER:
-        settle_ladder(net, work, n)
+        moved = settle_ladder(net, work, n)
     else:
-        settle_uniform(net, work, n)
-    changed(net, work, n)
+        moved = settle_uniform(net, work, n)
+    if moved:
+        changed(net, work, n)
 
 
 @kernel
-def settle_uniform(net: Net, work: Work, n: int) -> None:
+def settle_uniform(net: Net, work: Work, n: int) -> bool:
     p, units = net.nodes[n], net.nodes[n, UNITS]
     lo, hi = np.float64(p[LO]), np.float64(p[HI])
     value = work.state[p[VALUE] : p[VALUE] + units]
@@ -400,14 +408,44 @@ def settle_uniform(net: Net, work: Work, n: int) -> None:
         value[u] = new
     work.tally[n, PLUS] += plus
     work.tally[n, MINUS] += minus
+    return plus + minus > 0
 
 
 @kernel
-def settle_ladder(net: Net, work: Work, n: int) -> None:
+def settle_ladder(net: Net, work: Work, n: int) -> bool:
     p, ints, units = net.nodes[n], net.ints, net.nodes[n, UNITS]
-    value, cell = work.state[p[VALUE] :], work.state[p[CELL] :]
-    charge, bias, row = work.state[p[TOLD] :], ints[p[BIAS] :], ints[p[LADDER_ROW] :]
+    value = work.state[p[VALUE] : p[VALUE] + units]
+    cell = work.state[p[CELL] : p[CELL] + units]
+    row = ints[p[LADDER_ROW] : p[LADDER_ROW] + units]
+    count_thresholds(net, work, n)
+    plus = minus = 0
+    for u in range(units):
+        new = ints[p[VALUES] + row[u] * (p[STEPS_OF_ROW] + 1) + cell[u]]
+        spikes = new - value[u]
+        plus += max(spikes, 0)
+        minus += max(-spikes, 0)
+        value[u] = new
+    work.tally[n, PLUS] += plus
+    work.tally[n, MINUS] += minus
+    return plus + minus > 0
+
+
+@kernel
+def count_thresholds(net: Net, work: Work, n: int) -> None:
+    """The cell of each neuron on a ladder: how many thresholds its charge has reached."""
+    p, ints, units = net.nodes[n], net.ints, net.nodes[n, UNITS]
+    cell = work.state[p[CELL] : p[CELL] + units]
+    charge = work.state[p[TOLD] : p[TOLD] + units]
+    bias, row = ints[p[BIAS] : p[BIAS] + units], ints[p[LADDER_ROW] : p[LADDER_ROW] + units]
     steps = p[STEPS_OF_ROW]
+    if p[LADDERS] == 1:
+        # threshold by threshold, which vectorises; charge plus bias is proved to fit 32 bits
+        cell[:] = 0
+        for i in range(steps):
+            threshold = ints[p[THRESHOLDS] + i]
+            for u in range(units):
+                cell[u] += np.int32(np.int32(charge[u] + bias[u]) >= threshold)
+        return
     for u in range(units):
         v = charge[u] + bias[u]
         ladder = p[THRESHOLDS] + row[u] * steps
@@ -419,7 +457,6 @@ def settle_ladder(net: Net, work: Work, n: int) -> None:
             else:
                 above = middle
         cell[u] = below
-        emit(work, n, value, u, ints[p[VALUES] + row[u] * (steps + 1) + below])
 
 
 @kernel
@@ -437,18 +474,20 @@ def deliver_all(net: Net, work: Work) -> None:
 @kernel
 def settle(net: Net, work: Work) -> None:
     for n in range(len(net.nodes)):
-        receive(net, work, n)
-        if is_neuron(net, n):
+        if receive(net, work, n) and is_neuron(net, n):
             settle_node(net, work, n)
 
 
 @kernel
-def events(net: Net, work: Work) -> None:
-    deliver_all(net, work)
-    for n in range(len(net.nodes)):
-        if is_neuron(net, n):
-            while fire(net, work, n):
-                deliver_all(net, work)
+def events(net: Net, work: Work, how: Array, x: Array) -> None:
+    for step in range(1, how[OVER] + 1):
+        if step > 1:
+            arrive(net, work, how, x, step)
+        deliver_all(net, work)
+        for n in range(len(net.nodes)):
+            if is_neuron(net, n):
+                while fire(net, work, n):
+                    deliver_all(net, work)
 
 
 @kernel
@@ -460,11 +499,14 @@ def count_spikes(work: Work) -> int:
 
 
 @kernel
-def synchronous_steps(net: Net, work: Work, how: Array) -> int:
+def synchronous_steps(net: Net, work: Work, how: Array, x: Array) -> int:
     """The last step with a spike; -1 if there is no end."""
     last = 0
-    deliver_all(net, work)
     for step in range(1, STEP_LIMIT):
+        if 1 < step <= how[OVER]:
+            arrive(net, work, how, x, step)
+        if step <= how[OVER]:
+            deliver_all(net, work)
         before, moved = count_spikes(work), False
         for n in range(len(net.nodes)):
             if is_neuron(net, n):
@@ -475,7 +517,7 @@ def synchronous_steps(net: Net, work: Work, how: Array) -> int:
         deliver_all(net, work)
         if count_spikes(work) > before:
             last = step
-        if not moved and step > how[LAST_STEP]:
+        if not moved and step > how[LAST_STEP] and step >= how[OVER]:
             return last
     return -1
 
@@ -524,21 +566,47 @@ def inject(net: Net, work: Work, n: int, given: Array) -> None:
 
 
 @kernel
-def open_window(net: Net, work: Work, latches: Latches, x: Array, rested: bool) -> None:
-    """Begin a step at rest, or as the last one ended, and inject x, the values of all input nodes
-    side by side, and what the latches hold."""
+def arrived(change: int, step: int, how: Array) -> Any:
+    """How much of a change of an input has arrived by `step`: snnkit.encodings.arrived."""
+    size, left = abs(change), how[OVER] - step
+    size = size * step // how[OVER] if how[ENCODING] == RATE else size >> left << left
+    return size if change > 0 else -size
+
+
+@kernel
+def arrive(net: Net, work: Work, how: Array, x: Array, step: int) -> None:
+    """Inject what of x, the values of all input nodes side by side, is there by `step`."""
+    at = 0
+    for n in range(len(net.nodes)):
+        kind, units = net.nodes[n, KIND], net.nodes[n, UNITS]
+        if kind != INPUT and kind != HANDED:
+            continue
+        given = x[at : at + units]
+        if kind == INPUT and how[OVER] > 1:
+            if step == 1:
+                first = net.nodes[n, VALUE]
+                copy(work.state[first : first + units], work.before[at : at + units])
+            if step < how[OVER]:
+                given = work.given[at : at + units]
+                for i in range(units):
+                    before = work.before[at + i]
+                    given[i] = before + arrived(np.int64(x[at + i]) - before, step, how)
+        inject(net, work, n, given)
+        at += units
+
+
+@kernel
+def open_window(net: Net, work: Work, latches: Latches, how: Array, x: Array, rested: bool) -> None:
+    """Begin a step at rest, or as the last one ended, and inject the first part of x and what the
+    latches hold."""
     if rested:
         copy(net.rest, work.state)
         work.dirty[:] = 0
     work.portion[0] = ALL
-    at = 0
+    arrive(net, work, how, x, 1)
     for n in range(len(net.nodes)):
-        kind, units = net.nodes[n, KIND], net.nodes[n, UNITS]
-        if kind == INPUT:
-            inject(net, work, n, x[at : at + units])
-            at += units
-        elif kind == LIF:
-            # its membrane potential has moved
+        if net.nodes[n, KIND] == LIF or (rested and is_neuron(net, n)):
+            # a membrane potential has moved; a bias may fire without input
             work.dirty[n] = 1
     for i in range(len(latches.rows)):
         begin, end = latches.rows[i, 1], latches.rows[i, 2]
@@ -546,14 +614,14 @@ def open_window(net: Net, work: Work, latches: Latches, x: Array, rested: bool) 
 
 
 @kernel
-def run_window(net: Net, work: Work, how: Array, i: int) -> int:
+def run_window(net: Net, work: Work, how: Array, x: Array, i: int) -> int:
     """Settle the window of the i-th step in its mode; the last step of mode steps, or -1."""
     if how[MODE] == SETTLE:
         settle(net, work)
     elif how[MODE] == EVENTS:
-        events(net, work)
+        events(net, work, how, x)
     elif how[MODE] == STEPS:
-        return synchronous_steps(net, work, how)
+        return synchronous_steps(net, work, how, x)
     else:
         fuzz(net, work, how[SEED] + i)
     return 0
@@ -575,17 +643,20 @@ def run_samples(
 ) -> None:
     """Run the samples x [N, T, units] one after the other, clock [N] windows each, at most T.
 
-    first [N, units] : what the latches hold at the first step. Writes per sample the tally, the
-    steps (below zero: no end), and for each step the values of the nodes `keep`, side by side.
+    first [N, units] : what the latches hold at the first step, without RESUME. Writes per sample
+    the tally, the steps (below zero: no end), and for each step the values of the nodes `keep`,
+    side by side.
     """
     for s in range(len(x)):
         work.tally[:] = 0
-        copy(first[s], work.latched)
-        copy(net.membrane, work.membrane)
+        if how[RESUME] == 0:
+            copy(first[s], work.latched)
+            copy(net.membrane, work.membrane)
         for i in range(clock[s]):
             t = i if how[DIRECTION] >= 0 else clock[s] - 1 - i
-            open_window(net, work, latches, x[s, t], i == 0 or how[CARRY] == 0)
-            last = run_window(net, work, how, i)
+            rested = how[CARRY] == 0 or (i == 0 and how[RESUME] == 0)
+            open_window(net, work, latches, how, x[s, t], rested)
+            last = run_window(net, work, how, x[s, t], i)
             steps[s] = -1 if last < 0 or steps[s] < 0 else steps[s] + last
             barrier(net, work, latches)
             at = 0

@@ -77,12 +77,13 @@ def state_sizes(node: Node, graph: Graph) -> tuple[int, int, int]:
     return node.units, told, cells
 
 
-def flatten(window: Graph, latches: Collection[str] = ()) -> Layout:
-    """The layout of a one-shot graph whose ops are all in KINDS; `latches` among its input nodes
-    are kept by the engine."""
+def flatten(window: Graph, latches: Collection[str] = (), handed: Collection[str] = ()) -> Layout:
+    """The layout of a one-shot graph whose ops are all in KINDS. Among its input nodes `latches`
+    are kept by the engine, `handed` are what other sweeps computed."""
     layout = _Flattener(window).layout()
-    for name in latches:
-        layout.net.nodes[layout.index[name], k.KIND] = k.LATCH
+    for names, kind in ((latches, k.LATCH), (handed, k.HANDED)):
+        for name in names:
+            layout.net.nodes[layout.index[name], k.KIND] = kind
     return layout
 
 
@@ -261,7 +262,7 @@ class _Flattener:
         ladder_row, thresholds, values = ladder_rows(node)
         row[k.LADDER_ROW] = self.ints.add(self._block(node, ladder_row))
         row[k.THRESHOLDS], row[k.VALUES] = self.ints.add(thresholds), self.ints.add(values)
-        row[k.STEPS_OF_ROW] = thresholds.shape[1]
+        row[k.LADDERS], row[k.STEPS_OF_ROW] = thresholds.shape
 
     def _lif(self, node: Node, row: Array) -> None:
         p = node.params

@@ -10,6 +10,8 @@ from typing import Any
 import numpy.typing as npt
 
 from snnkit.backends import Result, Schedule, Stream, recorded
+from snnkit.backends.elements import ElementStream
+from snnkit.backends.numba_cpu.elements import ElementEngine
 from snnkit.backends.numba_cpu.fast import GENERIC, FastEngine, choose
 from snnkit.backends.numba_cpu.general import GeneralEngine
 from snnkit.backends.numba_cpu.layout import KINDS, state_sizes
@@ -18,6 +20,7 @@ from snnkit.backends.streaming import RecomputeStream, check_update
 from snnkit.boundary import as_inputs
 from snnkit.errors import UsageError
 from snnkit.graph import Graph
+from snnkit.sweeps import by_elements
 
 Array = npt.NDArray[Any]
 
@@ -78,6 +81,8 @@ class NumbaProgram:
         delay: int = 1,
         phase: int = 0,
         carry: bool = False,
+        encoding: str = "s-analog",
+        over: int = 255,
         threads: int | None = None,
     ) -> Result:
         """As `snnkit.backends.Program.run`, on `threads` threads (default: one per CPU).
@@ -85,7 +90,7 @@ class NumbaProgram:
         Result.seconds is the time from checked inputs to integers, quantisation included. Mode
         fuzz draws the same random schedule for every sample, from `seed`.
         """
-        schedule = Schedule(mode, seed, delay, phase)
+        schedule = Schedule(mode, seed, delay, phase, encoding, over)
         names = recorded(self.graph, record)
         if threads is not None and threads < 1:
             raise UsageError(f"threads {threads}; expected at least 1")
@@ -97,6 +102,8 @@ class NumbaProgram:
     def stream(self, update: str = "auto") -> Stream:
         """As `snnkit.backends.Program.stream`."""
         check_update(self.graph, update)
+        if self.graph.sweeps:
+            return ElementStream(self.graph, ElementEngine(self.by_elements, update))
         if self.stream_plan is not None and not self.stream_plan.problems:
             return VectorStream(self, self.stream_plan, update)
         why = list(self.why_generic) or [("", "path generic has no incremental kernels")]
@@ -106,6 +113,13 @@ class NumbaProgram:
             text = "; ".join(f"node '{node}': {reason}" for node, reason in why)
             raise UsageError(f"update 'incremental' is not possible: {text}")
         return RecomputeStream(self, why)
+
+    @cached_property
+    def by_elements(self) -> GeneralEngine:
+        """What all streams of a step graph share."""
+        regrouped = by_elements(self.graph)
+        same = regrouped.nodes == self.graph.nodes and regrouped.sweeps == self.graph.sweeps
+        return self.general if same else GeneralEngine(regrouped)
 
     @cached_property
     def stream_plan(self) -> StreamPlan | None:

@@ -16,7 +16,7 @@ from snnkit.backends.numba_cpu.stream.fields import INVALID, UPDATED
 from snnkit.backends.numba_cpu.stream.kernels import KINDS, push_events, push_frame
 from snnkit.backends.numba_cpu.stream.memory import NO_LIMIT, Memory, addresses
 from snnkit.backends.numba_cpu.stream.plan import StreamPlan
-from snnkit.backends.streaming import FIELDS, StreamInput
+from snnkit.backends.streaming import FIELDS, StreamInput, follow
 from snnkit.boundary import dequantise
 from snnkit.ops import TABLE
 from snnkit.ops.op import Ints
@@ -210,11 +210,11 @@ class VectorStream:
             self._learn_anew(time.perf_counter() - start)
 
     def _learn_update(self, spent: float) -> None:
-        self.pace = _follow(self.pace, spent / max(int(self.table[f.H_PENDING]), TIMED) ** GROWTH)
+        self.pace = follow(self.pace, spent / max(int(self.table[f.H_PENDING]), TIMED) ** GROWTH)
         self._balance()
 
     def _learn_anew(self, spent: float) -> None:
-        self.seconds_anew = _follow(self.seconds_anew, spent)
+        self.seconds_anew = follow(self.seconds_anew, spent)
         self.pace *= 0.99
         self._balance()
 
@@ -266,11 +266,6 @@ class VectorStream:
         self._takes_events = self.input.takes_events
         self.packets = self.recomputed = 0
         self._anew = None
-
-
-def _follow(old: float, new: float) -> float:
-    """A running mean that one slow run does not carry away."""
-    return old + (min(new, 2 * old) - old) / 8
 
 
 def _kind(dtype: Any) -> str:
