@@ -14,14 +14,16 @@ from snnkit.converters.network import Affine, Refusal, varies_only
 
 @dataclass(frozen=True)
 class Neuron:
-    """w <- leak w + gain x with w the potential above the reset potential; fires at or (strict)
-    above `threshold`, then w <- w - threshold (soft) or w <- 0."""
+    """w <- leak w + gain x; fires at or (strict) above `threshold`, then w <- w - reset (soft) or
+    w <- reset (hard). Numbers, or arrays that broadcast over the layer; w is measured from the
+    potential where the neuron starts. reset None: the threshold (soft) or 0 (hard)."""
 
-    leak: float
-    gain: float
-    threshold: float
+    leak: float | Floats
+    gain: float | Floats
+    threshold: float | Floats
     soft: bool
     strict: bool
+    reset: float | Floats | None = None
 
 
 def kind_of(module: Any) -> str:
