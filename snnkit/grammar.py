@@ -9,15 +9,19 @@ from snnkit.commands import MODES
 
 
 def _convert(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", help="float ONNX file")
+    p.add_argument("model", help="float ONNX file, or a spiking network as PATH.nir")
     p.add_argument("-o", "--output", required=True, help="net.onnx to write")
-    p.add_argument("--calibration", required=True, help=".npy, or .npz by input name: real inputs")
+    p.add_argument("--calibration", help=".npy, or .npz by input name: real inputs (.nir: if any)")
     p.add_argument("--levels", type=int, default=255, help="steps of each activation, 1..255")
     p.add_argument("--weight-bits", type=int, default=8, help="2..8")
     p.add_argument("--calibrator", choices=("mse", "percentile", "minmax"), default="mse")
     p.add_argument("--staircase", choices=("auto", "uniform", "ladder"), default="auto")
     p.add_argument("--no-bias-correction", action="store_true")
     p.add_argument("--no-pack", action="store_true", help="keep the channels in the model's order")
+    p.add_argument("--dt", type=float, help=".nir: seconds per step; 1e-4, or 1 if only IF fire")
+    p.add_argument("--discretisation", choices=("euler", "exact"), help=".nir; default euler")
+    p.add_argument("--reset", choices=("hard", "soft"), help=".nir: to v_reset, or by v_threshold")
+    p.add_argument("--steps", type=int, help=".nir: most steps of a run; default the data's, 1000")
     p.add_argument(
         "--verify", type=int, default=16, metavar="N", help="samples to prove it on; 0: none"
     )

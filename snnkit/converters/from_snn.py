@@ -24,9 +24,9 @@ from snnkit.converters.activations import Floats
 from snnkit.converters.boundaries import input_grid
 from snnkit.converters.network import Refusal
 from snnkit.converters.snn_layers import LAYERS, Neuron, kind_of, neuron_of
-from snnkit.converters.stepwise import AFTER, BEFORE, DURING, Value, Walk, binary, lif
+from snnkit.converters.stepwise import AFTER, BEFORE, DURING, Value, Walk, ancestors, binary, lif
 from snnkit.errors import BadCalibration, Problem, UnsupportedModel, UsageError
-from snnkit.graph import Boundary, Graph, Node, frozen
+from snnkit.graph import Boundary, Graph, frozen
 
 
 def from_snn(model: Any, samples: Any, *, weight_bits: int = 8) -> Graph:
@@ -181,7 +181,7 @@ class _Reader(Walk):
         return Boundary("output", node.name, "float32", dims, scale, frozen(np.float32(0)))
 
     def _assembled(self, source: Boundary, output: Boundary) -> Graph:
-        used = _ancestors(self.net.nodes, self.latches, output.node)
+        used = ancestors(self.net.nodes, self.latches, [output.node])
         nodes = tuple(n for n in self.net.nodes.values() if n.name in used)
         meta = {"version": snnkit.__version__, "source": "snnkit.nn", "steps": str(self.steps)}
         meta["quantisation"] = f"weight bits {self.net.policy.weight_bits}"
@@ -193,17 +193,6 @@ class _Reader(Walk):
         sweeps = tuple((len(part), int(w == DURING)) for w, part in enumerate(cut) if part)
         ordered = tuple(n for part in cut for n in part)
         return Graph(ordered, (source,), (output,), meta, sweeps, self.steps, self.latches)
-
-
-def _ancestors(known: dict[str, Node], latches: dict[str, str], last: str) -> set[str]:
-    used: set[str] = set()
-    stack = [last]
-    while stack:
-        name = stack.pop()
-        if name not in used:
-            used.add(name)
-            stack.extend([*known[name].inputs, *([latches[name]] if name in latches else [])])
-    return used
 
 
 def _traced(model: Any) -> tuple[dict[str, Any], list[Any]]:

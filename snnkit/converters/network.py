@@ -260,7 +260,7 @@ def grid_step(rows: Floats, limit: int, otherwise: Floats) -> Floats:
         tried = peak[left] / q if q else np.ones(len(left))
         parts = rows[left] / tried[:, None]
         fits = (np.abs(parts - np.rint(parts)) < GRID_NOISE).all(axis=1)
-        fits &= np.rint(np.abs(parts)).max(axis=1, initial=0) <= limit
+        fits &= np.isin(np.rint(np.abs(parts)).max(axis=1), range(1, limit + 1))
         step[left[fits]] = tried[fits]
         left = left[~fits]
     return step

@@ -160,11 +160,19 @@ def _flatten(reader: Any, name: str, module: Any, value: Any) -> Affine:
     x = value.affine
     if module.start_dim != 1 or module.end_dim != -1:
         raise Refusal(f"start_dim {module.start_dim}, end_dim {module.end_dim}", "use Flatten()")
-    units = x.node.units
-    attrs = {"kind": "reshape", "shape": (units,)}
+    return reshaped(reader, name, value, (x.node.units,))
+
+
+def reshaped(reader: Any, name: str, value: Any, shape: tuple[int, ...]) -> Affine:
+    """The value in another shape; scale and offset move along."""
+    x = value.affine
+    attrs = {"kind": "reshape", "shape": shape}
     node = reader.add(name, "route", [x.node], {}, attrs, value.when)
-    scale, offset = (a if a.size == 1 else np.broadcast_to(a, x.shape) for a in (x.scale, x.offset))
-    found: Affine = reader.net.affine(node, scale.reshape(-1), offset.reshape(-1))
+    scale, offset = (
+        a.reshape((1,) * len(shape)) if a.size == 1 else np.broadcast_to(a, x.shape).reshape(shape)
+        for a in (x.scale, x.offset)
+    )
+    found: Affine = reader.net.affine(node, scale, offset)
     return found
 
 

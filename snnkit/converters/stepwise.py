@@ -125,7 +125,9 @@ def lif(
     leak = np.asarray(neuron.leak, np.float64)
     shift = next((s for s in range(9) if not (leak * 2**s % 1).any()), LEAK_BITS)
     bits = fine + (shift * (steps - 1) if shift < LEAK_BITS else fine)
-    after = neuron.threshold if neuron.soft and neuron.reset is None else neuron.reset or 0.0
+    after = neuron.reset
+    if after is None:
+        after = neuron.threshold if neuron.soft else 0.0
     most = np.maximum(np.abs(neuron.threshold), np.abs(after)) / neuron.gain / x.scale
     reach = steps * float(max(-x.node.lo, x.node.hi) + np.abs(x.offset / x.scale).max())
     reach += float(most.max()) * (steps + 1)
@@ -146,3 +148,15 @@ def lif(
     }
     attrs = {"kind": "soft" if neuron.soft else "hard", "shift": shift, "steps": steps}
     return {k: v.astype(np.int64) for k, v in arrays.items()}, attrs
+
+
+def ancestors(known: dict[str, Node], latches: dict[str, str], last: list[str]) -> set[str]:
+    """Names of the nodes that the named ones depend on, themselves included, latches followed."""
+    used: set[str] = set()
+    stack = list(last)
+    while stack:
+        name = stack.pop()
+        if name not in used:
+            used.add(name)
+            stack.extend([*known[name].inputs, *([latches[name]] if name in latches else [])])
+    return used
