@@ -136,6 +136,16 @@ def verify(a: argparse.Namespace) -> int:
     return 0 if certificate.passed else 4
 
 
+def export(a: argparse.Namespace) -> int:
+    from snnkit.exporters import export
+
+    notes = export(_load(a.net), a.output)
+    for note in notes:
+        say(note)
+    _print(a, {"output": a.output, "notes": list(notes)}, f"wrote {a.output}")
+    return 0
+
+
 def run(a: argparse.Namespace) -> int:
     from snnkit.backends import compile
 

@@ -38,6 +38,11 @@ def _verify(p: argparse.ArgumentParser) -> None:
     p.add_argument("-o", "--output", help="certificate to write (JSON)")
 
 
+def _export(p: argparse.ArgumentParser) -> None:
+    p.add_argument("net", help="net.onnx")
+    p.add_argument("-o", "--output", required=True, help="file to write; its suffix is the format")
+
+
 def _run(p: argparse.ArgumentParser) -> None:
     p.add_argument("net", help="net.onnx")
     p.add_argument("--input", required=True, help=".npy, or .npz by input name")
@@ -108,6 +113,7 @@ COMMANDS = (
         "convert a float ONNX model into integers",
     ),
     ("verify", commands.verify, _verify, "compare every neuron of every sample in every execution"),
+    ("export", commands.export, _export, "write a network in another program's format (.nir)"),
     ("run", commands.run, _run, "run samples through a network"),
     ("stream", commands.stream, _stream, "replay events of a camera through a moving window"),
     ("train", commands.train, _train, "train a model as a recipe says"),

@@ -9,9 +9,10 @@ import numpy as np
 
 from snnkit.converters.activations import Floats
 from snnkit.converters.network import Affine, Refusal, varies_only
-from snnkit.converters.nir_time import Clock, neuron
+from snnkit.converters.nir_time import Clock, equation, neuron
 from snnkit.converters.snn_layers import Neuron, reshaped
 from snnkit.converters.stepwise import DURING, Value, Walk, binary, lif
+from snnkit.ops.state import LIF_ARRAYS
 
 FINE = 20
 """Bits below one unit of charge that membrane potentials keep, where 64 bits have room."""
@@ -158,8 +159,28 @@ def _neuron(walk: NirWalk, name: str, node: Any, p: dict[str, Floats], value: Va
     cell, gain = neuron(type(node).__name__, p, at, dict(node.metadata))
     x = walk.net.affine(x.node, x.scale * gain, x.offset * gain)
     x = walk.positive(Value(x, DURING))
-    params, attrs = lif(cell, x, walk.steps, FINE)
+    params, attrs = _held(node, p, value.affine, at) or lif(cell, x, walk.steps, FINE)
+    attrs["steps"] = walk.steps
     return walk.net.affine(walk.add(name, "lif", [x.node], params, attrs, DURING), 1.0, 0.0)
+
+
+def _held(
+    node: Any, p: dict[str, Floats], x: Affine, at: Clock
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Arrays and attributes of the lif node that snnkit wrote the NIR node from, out of its
+    metadata, where they say what the NIR node says: they fix how its numbers are rounded."""
+    held = node.metadata.get("snnkit")
+    if not isinstance(held, dict) or set(held) != {*LIF_ARRAYS, "kind", "shift", "steps"}:
+        return None
+    params = {k: np.asarray(held[k]) for k in LIF_ARRAYS}
+    attrs = {"kind": str(held["kind"]), "shift": int(held["shift"])}
+    same = not at.exact and at.reset in (None, attrs["kind"]) and (x.scale == 1).all()
+    same = same and all(v.dtype.kind == "i" for v in params.values()) and params["gain"].all()
+    if not same or not np.allclose(params["bias"] / params["gain"], x.offset, rtol=1e-6):
+        return None
+    said = equation(params, attrs, at.dt)
+    same = set(said) == set(p) and all(bool((said[k] == p[k]).all()) for k in p)
+    return (params, attrs) if same else None
 
 
 def _integrator(walk: NirWalk, name: str, node: Any, p: dict[str, Floats], value: Value) -> Affine:

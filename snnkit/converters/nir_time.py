@@ -13,6 +13,7 @@ reset at its end:
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,29 @@ def is_nir(model: Any) -> bool:
 def clock(timing: Timing, has_time_constant: bool) -> Clock:
     dt = timing.dt if timing.dt is not None else (DT if has_time_constant else 1.0)
     return Clock(dt, timing.discretisation == "exact", timing.reset)
+
+
+def equation(params: Mapping[str, Any], attrs: Mapping[str, Any], dt: float) -> dict[str, Floats]:
+    """NIR's arrays, by name, of a lif node that steps by `dt` with forward Euler; no `tau` for IF.
+
+    The potential counts units of charge: u / |gain|. v_threshold lies half an integer below theta,
+    so that `>` and `>=` mean the same. What the node's bias adds is the current bias / gain.
+    """
+    p = {k: np.asarray(v, np.float64) for k, v in params.items()}
+    unit = np.abs(p["gain"])
+    share = 1 - p["leak"] / 2.0 ** attrs["shift"]
+    found = (
+        {"r": np.sign(p["gain"]) / dt}
+        if not share.any()
+        else {
+            "tau": dt / share,
+            "r": np.sign(p["gain"]) / share,
+            "v_leak": np.zeros(1),
+        }
+    )
+    found["v_threshold"] = (p["theta"] - 0.5) / unit
+    found["v_reset"] = np.zeros(1) if attrs["kind"] == "soft" else p["reset"] / unit
+    return found
 
 
 def neuron(kind: str, p: dict[str, Floats], at: Clock, metadata: dict[str, Any]) -> Any:
