@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def read(path: str | os.PathLike[str]) -> Any:
     if not Path(path).is_file():
         raise UnreadableFile(f"{path}: there is no such file")
     try:
-        found = nir.read(path, type_check=False)
+        options = {"type_check": False} if "type_check" in signature(nir.read).parameters else {}
+        found = nir.read(path, **options)
     except Exception as error:  # h5py and nir raise many kinds on a damaged file
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UnreadableFile(f"{path}: not a NIR file that nir can read: {reason}") from error

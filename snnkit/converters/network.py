@@ -260,9 +260,12 @@ def grid_step(rows: Floats, limit: int, otherwise: Floats) -> Floats:
         tried = peak[left] / q if q else np.ones(len(left))
         parts = rows[left] / tried[:, None]
         fits = (np.abs(parts - np.rint(parts)) < GRID_NOISE).all(axis=1)
-        fits &= np.isin(np.rint(np.abs(parts)).max(axis=1), range(1, limit + 1))
+        most = np.rint(np.abs(parts).max(axis=1, initial=0))
+        fits &= (most >= 1) & (most <= limit)
         step[left[fits]] = tried[fits]
         left = left[~fits]
+        if not left.size:
+            break
     return step
 
 

@@ -200,7 +200,6 @@ LAYERS: dict[str, Callable[[NirWalk, str, Any, dict[str, Floats], Value], Affine
     "Flatten": _flatten,
     "I": _integrator,
     "IF": _neuron,
-    "Identity": _identity,
     "LIF": _neuron,
     "Linear": _linear,
     "Output": _identity,

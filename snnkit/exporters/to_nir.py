@@ -72,6 +72,7 @@ class _Writer:
         self.edges: dict[tuple[str, str], None] = {}
         self.names: dict[str, str] = {}
         self.told: dict[str, list[str]] = {}
+        self.exact = True
         self.lines: list[str] = []
         self.problems: list[Problem] = []
         self.latches = {source: latch for latch, source in graph.latches.items()}
@@ -88,10 +89,10 @@ class _Writer:
         if self.problems:
             raise UnsupportedModel(self.problems)
         if self.graph.lengths:
-            self.tell("its samples have lengths of their own", self.graph.lengths)
+            self.tell("its samples have lengths of their own", self.graph.lengths, False)
         self.lines = [f"{what}: {', '.join(where)}" for what, where in self.told.items()]
         meta = {"snnkit": snnkit.__version__, "dt": self.dt, "steps": self.graph.steps}
-        meta |= {"digest": self.graph.digest, "exact": int(not self.told)}
+        meta |= {"digest": self.graph.digest, "exact": int(self.exact)}
         meta |= {"notes": "\n".join(self.lines)} if self.lines else {}
         arguments = (self.nodes, list(self.edges), meta)
         try:
@@ -103,7 +104,9 @@ class _Writer:
     def refuse(self, node: Node, reason: str, remedy: str) -> None:
         self.problems.append(Problem(node.name, node.op, reason, remedy))
 
-    def tell(self, what: str, node: str) -> None:
+    def tell(self, what: str, node: str, exact: bool = True) -> None:
+        """Something to know about `node`; not `exact`: what runs elsewhere is not the same."""
+        self.exact &= exact
         self.told.setdefault(what, []).append(node)
 
     def place(self, name: str, node: Any) -> str:
@@ -174,21 +177,21 @@ class _Writer:
             made.metadata["scale"] = np.atleast_1d(b.scale)
             self.tell("integers y / scale come out, the scale is in the metadata", b.name)
         if b.post:
-            self.tell(f"{b.post[0]['op']} behind the output is left out", b.name)
+            self.tell(f"{b.post[0]['op']} behind the output is left out", b.name, False)
         if self.graph.sweeps and b.time is None:
             self.tell("what counts is the output of the last step", b.name)
         name = self.names[node.name] = self.place(b.name, made)
         rest = self.connect(node, name, np.asarray(node.params["bias"], np.float64))
         if rest is not None:
             made.metadata["bias"] = np.atleast_1d(rest)
-            self.tell("a bias is left out, it is in the metadata", b.name)
+            self.tell("a bias is left out, it is in the metadata", b.name, False)
 
     def _neuron(
         self, node: Node, made: Any, bias: Floats | None, notes: tuple[str, ...] = ()
     ) -> None:
         name = self.names[node.name] = self.place(node.name, made)
         for note in notes:
-            self.tell(note, node.name)
+            self.tell(note, node.name, False)
         rest = self.connect(node, name, bias)
         if rest is not None:
             raise Refusal("a bias where no synapse lies in front", "fold it into a layer")
