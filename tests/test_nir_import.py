@@ -50,7 +50,7 @@ def agree(graph: Any, x: np.ndarray, timing: Timing, **options: bool) -> float:
     return min(float(values[n].any(1).mean()) for n in spiking)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31 - 1))
 def test_dyadic_networks_are_the_equations(seed: int) -> None:
     """No number is rounded, thresholds lie on potentials that occur: equal, ties included."""
@@ -58,14 +58,14 @@ def test_dyadic_networks_are_the_equations(seed: int) -> None:
     agree(graph, x, Timing(dt=DT))
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31 - 1))
 def test_subtracting_resets(seed: int) -> None:
     graph, x = random_graph(np.random.default_rng(seed), ("IF", "LIF"))
     agree(graph, x, Timing(dt=DT, reset="soft"), soft=True)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31 - 1))
 def test_exact_solutions(seed: int) -> None:
     """Leaks that are no fractions: 24 bits of them, and thresholds off the potentials."""
@@ -79,7 +79,7 @@ def test_exact_solutions(seed: int) -> None:
 
 def test_the_laws_are_not_empty() -> None:
     kinds, ties, least, most = set(), 0, 1.0, 0.0
-    for seed in range(12):
+    for seed in range(8):
         graph, x = random_graph(np.random.default_rng(seed))
         fired = agree(graph, x, Timing(dt=DT))
         least, most = min(least, fired), max(most, fired)
@@ -90,7 +90,7 @@ def test_the_laws_are_not_empty() -> None:
                 node.v_threshold = np.nextafter(node.v_threshold, np.float32(-np.inf))
         loose, _ = simulate(graph, x, DT)
         ties += any(not np.array_equal(strict[k], loose[k]) for k in strict)
-    assert least > 0 and most > 0.5 and ties >= 6
+    assert least > 0 and most > 0.5 and ties >= 4
     wanted = {"Affine", "AvgPool2d", "Conv1d", "Conv2d", "CubaLIF", "Flatten", "I", "IF"}
     wanted |= {"LIF", "Linear", "Scale", "SumPool2d", "Threshold"}
     assert wanted <= kinds
