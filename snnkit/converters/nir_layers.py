@@ -157,9 +157,11 @@ def _neuron(walk: NirWalk, name: str, node: Any, p: dict[str, Floats], value: Va
     x, at = value.affine, walk.clock
     p = {k: _over(x, k, v) for k, v in p.items()}
     cell, gain = neuron(type(node).__name__, p, at, dict(node.metadata))
-    x = walk.net.affine(x.node, x.scale * gain, x.offset * gain)
-    x = walk.positive(Value(x, DURING))
-    params, attrs = _held(node, p, value.affine, at) or lif(cell, x, walk.steps, FINE)
+    held = _held(node, p, x, at)
+    if held is None:
+        x = walk.net.affine(x.node, x.scale * gain, x.offset * gain)
+        x = walk.positive(Value(x, DURING))
+    params, attrs = held or lif(cell, x, walk.steps, FINE)
     attrs["steps"] = walk.steps
     return walk.net.affine(walk.add(name, "lif", [x.node], params, attrs, DURING), 1.0, 0.0)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from snnkit.converters.activations import Floats
-from snnkit.converters.network import Refusal
+from snnkit.converters.network import Refusal, compress
 from snnkit.converters.nir_time import equation
 from snnkit.graph import Node
 
@@ -84,7 +84,7 @@ def lif(nir: Any, node: Node, dt: float) -> tuple[Any, Floats, tuple[str, ...]]:
     if p["initial"].any() or (attrs["kind"] == "hard" and not leaks.any() and p["reset"].any()):
         made.metadata["initial"] = exact(p["initial"] / unit, node.shape)
         notes.append(STARTS)
-    return made, p["bias"] / p["gain"], tuple(notes)
+    return made, compress(p["bias"] / p["gain"], len(node.shape)), tuple(notes)
 
 
 def _rounds(node: Node) -> bool:
