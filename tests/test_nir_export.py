@@ -22,7 +22,7 @@ from snnkit.graph import Boundary, Graph, Node, make_node  # noqa: E402
 from snnkit.ops import TABLE  # noqa: E402
 from tests.corpus import random_graph  # noqa: E402
 from tests.nir_oracle import simulate  # noqa: E402
-from tests.step_corpus import random_step_graph, step_samples  # noqa: E402
+from tests.step_corpus import random_step_graph  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
@@ -152,7 +152,7 @@ def exported(graph: Graph, path: Path) -> tuple[Any, tuple[str, ...], dict[str, 
     return found, notes, {n.metadata.get("node", k): k for k, n in found.nodes.items()}
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31 - 1), st.booleans())
 def test_the_file_alone_computes_the_same(tmp_path_factory, seed: int, soft: bool) -> None:
     """float64 by NIR's equations from the file equals the integers, ties included; and back."""
@@ -209,32 +209,25 @@ def test_networks_that_round_come_back_integer_for_integer(
     assert not leaky or not found.counts[names[leaky[0].name]].any()
 
 
-def test_the_step_corpus_is_written_or_refused(tmp_path) -> None:
-    """Whatever a step graph holds: a file that computes it, or every node that NIR lacks."""
-    written = 0
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
+def test_the_step_corpus_is_refused_by_name(tmp_path) -> None:
+    """Whatever a step graph holds, ladders, products, routes, is named; nothing is left behind."""
+    refused = 0
+    for seed in range(20):
         try:
-            graph = random_step_graph(rng, 3, "lif")
+            graph = random_step_graph(np.random.default_rng(seed), 3, "lif")
         except AssertionError:
-            continue
+            continue  # no lively network for this seed
+        path = tmp_path / f"{seed}.nir"
         try:
-            file, _, names = exported(graph, tmp_path / "net.nir")
-        except UnsupportedModel as refused:
-            assert {p.node for p in refused.problems} <= set(graph.node)
+            export(graph, path)
+        except UnsupportedModel as error:
+            refused += 1
+            lacking = {n.name for n in graph.of("max_pool", "product") if graph.direction(n.name)}
+            named = {p.node for p in error.problems}
+            assert lacking <= named <= set(graph.node) and not path.exists()
             continue
-        written += 1
-        x = step_samples(graph, rng, 5, 3)
-        result = snnkit.compile(graph, "reference").run(x, record=("all",))
-        counts = input_counts(graph, x)
-        feeds = {names.get(b.node, b.name): counts[b.node] for b in graph.inputs}
-        again = snnkit.convert(file, feeds)
-        found = snnkit.compile(again, "reference").run(
-            {k: v.astype(np.float32) for k, v in feeds.items()}, record=("all",)
-        )
-        for node in graph.of("lif"):
-            assert np.array_equal(found.counts[names[node.name]], result.counts[node.name])
-    print(f"{written} written")
+        assert nir.read(path, type_check=False).metadata["steps"] == graph.steps
+    assert refused > 10
 
 
 def test_neurons_that_start_elsewhere_are_marked(tmp_path) -> None:
@@ -335,7 +328,8 @@ def test_what_nir_has_no_word_for_is_refused_at_once(tmp_path, capsys) -> None:
         else:
             assert not graph.of("max_pool", "product") and nir.read(path, type_check=False)
     assert {"max_pool", "route"} <= seen
-    latched = random_step_graph(np.random.default_rng(1), 3, "latched")
+    drawn = (random_step_graph(np.random.default_rng(s), 3, "latched") for s in range(1, 30))
+    latched = next(g for g in drawn if all(direction >= 0 for _, direction in g.sweeps))
     snnkit.save(latched, tmp_path / "net.onnx")
     assert main(["export", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "net.nir")]) == 3
     assert "recurrence through a latch" in capsys.readouterr().err

@@ -30,6 +30,8 @@ def synapses(
 ) -> Any:
     """conv or linear with rows multiplied by `factor`, and a bias per row."""
     weight = node.params["weight"].astype(np.float64)
+    if node.op == "linear" and len(source) != 1:
+        raise Refusal(f"a linear layer on an input of shape {source}", "flatten it first")
     rows = weight.shape[0]
     lead = (rows, *(1,) * (len(node.shape) - 1))
     for array, what in ((factor, "multipliers"), (bias, "biases")):
@@ -38,8 +40,6 @@ def synapses(
     weight = weight * np.broadcast_to(factor, lead).reshape(-1, *(1,) * (weight.ndim - 1))
     added = None if bias is None else exact(bias, lead).reshape(-1)
     if node.op == "linear":
-        if len(source) != 1:
-            raise Refusal(f"a linear layer on an input of shape {source}", "flatten it first")
         weight = exact(weight, weight.shape)
         return nir.Linear(weight) if added is None else nir.Affine(weight, added)
     d = len(source) - 1

@@ -102,7 +102,8 @@ class _Writer:
             return self.nir.NIRGraph(*arguments, type_check=False)
 
     def refuse(self, node: Node, reason: str, remedy: str) -> None:
-        self.problems.append(Problem(node.name, node.op, reason, remedy))
+        problem = Problem(node.name, node.op, reason, remedy)
+        self.problems += [problem] if problem not in self.problems else []
 
     def tell(self, what: str, node: str, exact: bool = True) -> None:
         """Something to know about `node`; not `exact`: what runs elsewhere is not the same."""
@@ -204,12 +205,18 @@ class _Writer:
         for source, factor in self._terms(sources, np.ones((1,) * len(node.shape))):
             layer = self.graph.node[source]
             if layer.op in SYNAPSES:
-                made = synapses(self.nir, layer, self._shape(layer), factor, rest)
+                try:
+                    made = synapses(self.nir, layer, self._shape(layer), factor, rest)
+                except Refusal as refusal:
+                    self.refuse(layer, refusal.reason, refusal.remedy)
+                    return None
                 rest = None
                 alone = len(self.graph.consumers[source]) == 1
                 name = self.place(source if alone else f"{source}.{node.name}", made)
                 left = self.connect(layer, name, None)
                 assert left is None
+            elif source not in self.names:
+                continue  # it has been refused
             elif (factor == 1).all():
                 name = self.names[source]
             else:
