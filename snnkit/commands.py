@@ -213,11 +213,12 @@ def train(a: argparse.Namespace) -> int:
 
 def info(a: argparse.Namespace) -> int:
     from snnkit.converters import examine
+    from snnkit.converters.nir_time import is_nir
     from snnkit.files import from_bytes, is_ours, parse_model, read_bytes
     from snnkit.report import describe_graph, info_text
 
     content = read_bytes(a.model)
-    if is_ours(parse_model(content, a.model)):
+    if not is_nir(a.model) and is_ours(parse_model(content, a.model)):
         info = describe_graph(from_bytes(content, a.model))
         _print(a, info, info_text(info))
         return 0

@@ -77,7 +77,7 @@ def _train(p: argparse.ArgumentParser) -> None:
 
 
 def _info(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", help="float ONNX file or net.onnx")
+    p.add_argument("model", help="float ONNX file, PATH.nir or net.onnx")
 
 
 def _bench(p: argparse.ArgumentParser) -> None:

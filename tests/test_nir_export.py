@@ -293,7 +293,7 @@ def test_trained_networks_come_back(name: str, tmp_path) -> None:
     x = (rng.integers(0, 17, shape) / 16 * (rng.random(shape) < 0.6)).astype(np.float32)
     file, notes, names = exported(graph, tmp_path / "net.nir")
     assert any(SOFT in n for n in notes) == (graph.steps > 0)
-    result = snnkit.compile(graph).run(x, record=("all",))
+    result = snnkit.compile(graph, "reference").run(x, record=("all",))
     counts = np.repeat(input_counts(graph, x)["x"][:, None], graph.steps or 1, 1)
     again = snnkit.convert(file, counts)
     found = snnkit.compile(again, "reference").run(counts.astype(np.float32), record=("all",))

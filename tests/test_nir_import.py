@@ -112,6 +112,8 @@ def test_every_execution_agrees(seed: int, tmp_path, capsys) -> None:
     assert main(arguments) == 0  # integers in 0..255 go in
     assert "not verified" in capsys.readouterr().err
     assert snnkit.load(net).inputs[0].scale == 1
+    assert main(["info", str(tmp_path / "model.nir")]) == 0
+    assert "spiking neurons" in capsys.readouterr().out
 
 
 def test_weights_off_the_grid_are_rounded_and_scaled_inputs_are_read() -> None:

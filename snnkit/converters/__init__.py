@@ -123,6 +123,8 @@ def examine(model: Any, samples: Any = None) -> Graph:
     every reason. `samples` fixes dimensions that the model leaves open."""
     if is_prepared(model):
         return convert_prepared(model, samples)
+    if is_nir(model):
+        return convert(model, samples)
     source = _loaded(model, samples)
     named = None if samples is None else _named(source, samples)
     return _build(source, named, Policy(calibrator="minmax", bias_correction=False, pack=False))
