@@ -69,8 +69,20 @@ def convert(
     """
     policy = Policy(levels, weight_bits, calibrator, staircase, bias_correction, pack)
     _check(policy)
+    if timing is not None and not is_nir(model):
+        raise UsageError(f"{timing} for a model without differential equations; expected a NIR one")
+    if is_prepared(model) or is_recurrent(model) or is_nir(model) or _is_spiking(model):
+        return _as_it_is(model, calibration, policy, timing)
+    if calibration is None:
+        raise BadCalibration("no calibration data; expected real inputs [N, *shape] of the model")
+    source = _loaded(model, calibration)
+    return _build(source, _named(source, calibration), policy)
+
+
+def _as_it_is(model: Any, calibration: Any, policy: Policy, timing: Timing | None) -> Graph:
+    """A network that is spiking, or has integers, already: most options do not apply."""
     if is_prepared(model) or is_recurrent(model):
-        if policy != Policy(pack=pack):
+        if policy != Policy(pack=policy.pack):
             raise UsageError(
                 f"{policy} for a prepared model; expected none: set levels and weight bits in "
                 "snnkit.nn.prepare or QuantisedCRNN"
@@ -78,22 +90,15 @@ def convert(
         if is_recurrent(model):
             return convert_recurrent(model, calibration)
         return convert_prepared(model, calibration)
-    if timing is not None and not is_nir(model):
-        raise UsageError(f"{timing} for a model without differential equations; expected a NIR one")
-    if is_nir(model) or _is_spiking(model):
-        if policy != Policy(weight_bits=weight_bits, pack=pack):
-            raise UsageError(f"{policy} for a spiking network; expected weight_bits only")
-        if is_nir(model):
-            from snnkit.converters.from_nir import from_nir
+    if policy != Policy(weight_bits=policy.weight_bits, pack=policy.pack):
+        raise UsageError(f"{policy} for a spiking network; expected weight_bits only")
+    if is_nir(model):
+        from snnkit.converters.from_nir import from_nir
 
-            return from_nir(model, calibration, timing=timing, weight_bits=weight_bits)
-        from snnkit.converters.from_snn import from_snn
+        return from_nir(model, calibration, timing=timing, weight_bits=policy.weight_bits)
+    from snnkit.converters.from_snn import from_snn
 
-        return from_snn(model, calibration, weight_bits=weight_bits)
-    if calibration is None:
-        raise BadCalibration("no calibration data; expected real inputs [N, *shape] of the model")
-    source = _loaded(model, calibration)
-    return _build(source, _named(source, calibration), policy)
+    return from_snn(model, calibration, weight_bits=policy.weight_bits)
 
 
 def _check(policy: Policy) -> None:

@@ -38,7 +38,7 @@ class Timing:
     """How a network of differential equations steps. See `snnkit.converters.convert`.
 
     dt : seconds per step. None: 1e-4, or 1 where no node has a time constant: then R is what an
-        input adds per step, as sinabs, snnTorch and Norse read IF neurons.
+        input adds per step, as sinabs and snnTorch mean it (SpikingJelly writes R = 1 / dt).
     discretisation : "euler" or "exact".
     reset : "hard" (to v_reset, which is what NIR says) or "soft" (v - v_threshold, which sinabs and
         snnTorch mean and NIR cannot say). None: as the node's metadata says, else hard.
