@@ -9,7 +9,7 @@ import pytest
 
 from tests.nir_oracle import simulate
 
-nir = pytest.importorskip("nir", reason="nir is not installed; pip install 'nir>=1.0'")
+nir = pytest.importorskip("nir", reason="nir is not installed; pip install 'nir>=1.0.6'")
 DT = 2.0**-13
 """About 1e-4 s, and dyadic."""
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-nir = pytest.importorskip("nir", reason="nir is not installed; pip install 'nir>=1.0'")
+nir = pytest.importorskip("nir", reason="nir is not installed; pip install 'nir>=1.0.6'")
 
 import snnkit  # noqa: E402
 from snnkit.cli import main  # noqa: E402

@@ -48,7 +48,7 @@ def require_nir() -> Any:
         import nir
     except ImportError as error:
         raise BackendMissing(
-            f"NIR files need the package nir ({error}); run: pip install 'nir>=1.0'"
+            f"NIR files need the package nir ({error}); run: pip install 'nir>=1.0.6'"
         ) from error
     return nir
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from snnkit.converters.network import Affine, Refusal, varies_only
 from snnkit.converters.nir_time import Clock, equation, neuron
 from snnkit.converters.snn_layers import Neuron, reshaped
 from snnkit.converters.stepwise import DURING, Value, Walk, binary, lif
+from snnkit.errors import RangeOverflow
 from snnkit.ops.state import LIF_ARRAYS
 
 FINE = 20
@@ -158,11 +160,16 @@ def _neuron(walk: NirWalk, name: str, node: Any, p: dict[str, Floats], value: Va
     p = {k: _over(x, k, v) for k, v in p.items()}
     cell, gain = neuron(type(node).__name__, p, at, dict(node.metadata))
     held = _held(node, p, x, at)
-    if held is None:
-        x = walk.net.affine(x.node, x.scale * gain, x.offset * gain)
-        x = walk.positive(Value(x, DURING))
-    params, attrs = held or lif(cell, x, walk.steps, FINE)
-    attrs["steps"] = walk.steps
+    if held is not None:
+        params, attrs = held
+        attrs["steps"] = walk.steps
+        # its integers may have no room for so many steps
+        with suppress(RangeOverflow):
+            made = walk.add(name, "lif", [x.node], params, attrs, DURING)
+            return walk.net.affine(made, 1.0, 0.0)
+    x = walk.net.affine(x.node, x.scale * gain, x.offset * gain)
+    x = walk.positive(Value(x, DURING))
+    params, attrs = lif(cell, x, walk.steps, FINE)
     return walk.net.affine(walk.add(name, "lif", [x.node], params, attrs, DURING), 1.0, 0.0)
 
 
