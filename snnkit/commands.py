@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snnkit.errors import BadCalibration
+from snnkit.errors import BadCalibration, UsageError
 
 if TYPE_CHECKING:
     from snnkit.graph import Graph
@@ -64,11 +64,16 @@ def _load(path: str) -> Graph:
 
 def convert(a: argparse.Namespace) -> int:
     from snnkit.certificate import verify
-    from snnkit.converters import convert
+    from snnkit.converters import Timing, convert
+    from snnkit.converters.nir_time import is_nir
     from snnkit.files import save
     from snnkit.report import certificate_text, describe_graph
 
-    calibration = _read_array(a.calibration, "calibration data")
+    from_nir = is_nir(a.model)
+    if a.calibration is None and not from_nir:
+        raise UsageError(f"--calibration missing; expected real inputs of {a.model}")
+    calibration = a.calibration and _read_array(a.calibration, "calibration data")
+    timing = Timing(a.dt, a.discretisation or "euler", a.reset, a.steps)
     say(f"converting {a.model}")
     graph = convert(
         a.model,
@@ -79,12 +84,17 @@ def convert(a: argparse.Namespace) -> int:
         staircase=a.staircase,
         bias_correction=not a.no_bias_correction,
         pack=not a.no_pack,
+        timing=timing if from_nir or timing != Timing() else None,
     )
     data: dict[str, Any] = {"output": a.output, **describe_graph(graph)}
     text = f"{data['neurons']:,} spiking neurons, {data['macs']:,} MACs dense"
-    if a.verify:
+    if from_nir:
+        say(f"steps of {graph.meta['dt']} s ({graph.meta['time']})")
+    if a.verify and calibration is None:
+        say("not verified: no --calibration to verify on")
+    elif a.verify:
         some = _first(calibration, a.verify)
-        certificate = verify(graph, some, source=a.model)
+        certificate = verify(graph, some, source=None if from_nir else a.model)
         data["certificate"] = json.loads(certificate.to_json())
         text = f"{certificate_text(certificate)}\n{text}"
         if not certificate.passed:
@@ -124,6 +134,16 @@ def verify(a: argparse.Namespace) -> int:
         write_beside(a.output, certificate.to_json().encode())
     _print(a, json.loads(certificate.to_json()), certificate_text(certificate))
     return 0 if certificate.passed else 4
+
+
+def export(a: argparse.Namespace) -> int:
+    from snnkit.exporters import export
+
+    notes = export(_load(a.net), a.output)
+    for note in notes:
+        say(note)
+    _print(a, {"output": a.output, "notes": list(notes)}, f"wrote {a.output}")
+    return 0
 
 
 def run(a: argparse.Namespace) -> int:
@@ -194,11 +214,12 @@ def train(a: argparse.Namespace) -> int:
 
 def info(a: argparse.Namespace) -> int:
     from snnkit.converters import examine
+    from snnkit.converters.nir_time import is_nir
     from snnkit.files import from_bytes, is_ours, parse_model, read_bytes
     from snnkit.report import describe_graph, info_text
 
     content = read_bytes(a.model)
-    if is_ours(parse_model(content, a.model)):
+    if not is_nir(a.model) and is_ours(parse_model(content, a.model)):
         info = describe_graph(from_bytes(content, a.model))
         _print(a, info, info_text(info))
         return 0

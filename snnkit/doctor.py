@@ -13,6 +13,7 @@ REQUIRED = ("numpy", "numba", "onnx", "onnxruntime")
 OPTIONAL = {
     "torch": "conversion of torch modules; without a GPU install its CPU wheel first",
     "onnxscript": "export of torch modules",
+    "nir": "NIR files, in and out",
     "matplotlib": "pictures",
     "scikit-learn": "the demo's images",
 }

@@ -9,15 +9,19 @@ from snnkit.commands import MODES
 
 
 def _convert(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", help="float ONNX file")
+    p.add_argument("model", help="float ONNX file, or a spiking network as PATH.nir")
     p.add_argument("-o", "--output", required=True, help="net.onnx to write")
-    p.add_argument("--calibration", required=True, help=".npy, or .npz by input name: real inputs")
+    p.add_argument("--calibration", help=".npy, or .npz by input name: real inputs (.nir: if any)")
     p.add_argument("--levels", type=int, default=255, help="steps of each activation, 1..255")
     p.add_argument("--weight-bits", type=int, default=8, help="2..8")
     p.add_argument("--calibrator", choices=("mse", "percentile", "minmax"), default="mse")
     p.add_argument("--staircase", choices=("auto", "uniform", "ladder"), default="auto")
     p.add_argument("--no-bias-correction", action="store_true")
     p.add_argument("--no-pack", action="store_true", help="keep the channels in the model's order")
+    p.add_argument("--dt", type=float, help=".nir: seconds per step; 1e-4, or 1 if only IF fire")
+    p.add_argument("--discretisation", choices=("euler", "exact"), help=".nir; default euler")
+    p.add_argument("--reset", choices=("hard", "soft"), help=".nir: to v_reset, or by v_threshold")
+    p.add_argument("--steps", type=int, help=".nir: most steps of a run; default the data's, 1000")
     p.add_argument(
         "--verify", type=int, default=16, metavar="N", help="samples to prove it on; 0: none"
     )
@@ -32,6 +36,11 @@ def _verify(p: argparse.ArgumentParser) -> None:
     p.add_argument("--mode", action="append", choices=MODES, help="repeatable; default all")
     p.add_argument("--seed", type=int, default=0, help="of mode fuzz")
     p.add_argument("-o", "--output", help="certificate to write (JSON)")
+
+
+def _export(p: argparse.ArgumentParser) -> None:
+    p.add_argument("net", help="net.onnx")
+    p.add_argument("-o", "--output", required=True, help="file to write; its suffix is the format")
 
 
 def _run(p: argparse.ArgumentParser) -> None:
@@ -78,7 +87,7 @@ def _train(p: argparse.ArgumentParser) -> None:
 
 
 def _info(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", help="float ONNX file or net.onnx")
+    p.add_argument("model", help="float ONNX file, PATH.nir or net.onnx")
 
 
 def _bench(p: argparse.ArgumentParser) -> None:
@@ -114,6 +123,7 @@ COMMANDS = (
         "convert a float ONNX model into integers",
     ),
     ("verify", commands.verify, _verify, "compare every neuron of every sample in every execution"),
+    ("export", commands.export, _export, "write a network in another program's format (.nir)"),
     ("run", commands.run, _run, "run samples through a network"),
     ("stream", commands.stream, _stream, "replay events of a camera through a moving window"),
     ("train", commands.train, _train, "train a model as a recipe says"),

@@ -17,7 +17,7 @@ import pytest
 from snnkit.cli import main
 from tests.models import Builder, cases
 
-HEAVY = ("torch", "numba", "onnx", "onnxruntime", "tonic", "lava", "numpy")
+HEAVY = ("torch", "numba", "onnx", "onnxruntime", "tonic", "lava", "nir", "h5py", "numpy")
 
 
 @pytest.fixture

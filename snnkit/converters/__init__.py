@@ -16,13 +16,14 @@ from snnkit.converters.from_qat import convert_prepared, is_prepared
 from snnkit.converters.from_recurrent import convert_recurrent, is_recurrent
 from snnkit.converters.handlers import HANDLERS
 from snnkit.converters.network import Network, Policy
+from snnkit.converters.nir_time import Timing, is_nir
 from snnkit.converters.packing import pack_by
 from snnkit.converters.reader import Reader, unsupported_ops
 from snnkit.converters.staircases import FORMS
 from snnkit.errors import BadCalibration, UnsupportedModel, UsageError
 from snnkit.graph import Graph
 
-__all__ = ["convert", "examine"]
+__all__ = ["Timing", "convert", "examine"]
 
 
 def convert(
@@ -35,6 +36,7 @@ def convert(
     staircase: str = "auto",
     bias_correction: bool = True,
     pack: bool = True,
+    timing: Timing | None = None,
 ) -> Graph:
     """A float model as a graph of integers; from there on the conversion error is zero.
 
@@ -45,7 +47,8 @@ def convert(
     model : path, bytes, onnx.ModelProto, or torch.nn.Module (exported to ONNX first). A model
         from `snnkit.nn.prepare`, or a `snnkit.models.crnn.QuantisedCRNN`, gives the integers that
         training used; options and calibration are its own then. A network of `snnkit.nn` neurons
-        becomes `lif` nodes, or binary spikes at one time step (`converters.from_snn`).
+        becomes `lif` nodes, or binary spikes at one time step (`converters.from_snn`). So does
+        a NIR file, PATH.nir, or nir.NIRGraph (`converters.from_nir`), with calibration optional.
     calibration : [N, *shape] array, or a mapping by input name. Real inputs in the scaling that
         the model expects: ranges and the input's scale come from them, nothing is guessed.
     levels : 1..255, steps of each activation's staircase.
@@ -57,6 +60,7 @@ def convert(
     pack : renumber the channels of hidden layers so that channels that fire together lie together
         (`snnkit.converters.packing`): exact, and less work. False keeps the model's own order,
         as a prepared model always does.
+    timing : of a NIR network only: `snnkit.converters.Timing`, how its equations step.
 
     Raises
     ------
@@ -65,8 +69,20 @@ def convert(
     """
     policy = Policy(levels, weight_bits, calibrator, staircase, bias_correction, pack)
     _check(policy)
+    if timing is not None and not is_nir(model):
+        raise UsageError(f"{timing} for a model without differential equations; expected a NIR one")
+    if is_prepared(model) or is_recurrent(model) or is_nir(model) or _is_spiking(model):
+        return _as_it_is(model, calibration, policy, timing)
+    if calibration is None:
+        raise BadCalibration("no calibration data; expected real inputs [N, *shape] of the model")
+    source = _loaded(model, calibration)
+    return _build(source, _named(source, calibration), policy)
+
+
+def _as_it_is(model: Any, calibration: Any, policy: Policy, timing: Timing | None) -> Graph:
+    """A network that is spiking, or has integers, already: most options do not apply."""
     if is_prepared(model) or is_recurrent(model):
-        if policy != Policy(pack=pack):
+        if policy != Policy(pack=policy.pack):
             raise UsageError(
                 f"{policy} for a prepared model; expected none: set levels and weight bits in "
                 "snnkit.nn.prepare or QuantisedCRNN"
@@ -74,16 +90,15 @@ def convert(
         if is_recurrent(model):
             return convert_recurrent(model, calibration)
         return convert_prepared(model, calibration)
-    if _is_spiking(model):
-        if policy != Policy(weight_bits=weight_bits, pack=pack):
-            raise UsageError(f"{policy} for a spiking network; expected weight_bits only")
-        from snnkit.converters.from_snn import from_snn
+    if policy != Policy(weight_bits=policy.weight_bits, pack=policy.pack):
+        raise UsageError(f"{policy} for a spiking network; expected weight_bits only")
+    if is_nir(model):
+        from snnkit.converters.from_nir import from_nir
 
-        return from_snn(model, calibration, weight_bits=weight_bits)
-    if calibration is None:
-        raise BadCalibration("no calibration data; expected real inputs [N, *shape] of the model")
-    source = _loaded(model, calibration)
-    return _build(source, _named(source, calibration), policy)
+        return from_nir(model, calibration, timing=timing, weight_bits=policy.weight_bits)
+    from snnkit.converters.from_snn import from_snn
+
+    return from_snn(model, calibration, weight_bits=policy.weight_bits)
 
 
 def _check(policy: Policy) -> None:
@@ -113,6 +128,8 @@ def examine(model: Any, samples: Any = None) -> Graph:
     every reason. `samples` fixes dimensions that the model leaves open."""
     if is_prepared(model):
         return convert_prepared(model, samples)
+    if is_nir(model):
+        return convert(model, samples)
     source = _loaded(model, samples)
     named = None if samples is None else _named(source, samples)
     return _build(source, named, Policy(calibrator="minmax", bias_correction=False, pack=False))

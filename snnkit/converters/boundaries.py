@@ -7,7 +7,7 @@ import numpy as np
 from snnkit.boundary import quantise
 from snnkit.converters.calibration import Statistics
 from snnkit.converters.float_model import Array, Port
-from snnkit.converters.network import GRID_BOUND, Affine, varies_only
+from snnkit.converters.network import GRID_BOUND, Affine, Network, varies_only
 from snnkit.converters.reader import Posted, Reader
 from snnkit.errors import Problem
 from snnkit.graph import Boundary, frozen
@@ -93,7 +93,7 @@ def read_output(reader: Reader, port: Port) -> Boundary:
     x = reader.net.positive(x)
     if not any(varies_only(x.scale, axis) for axis in range(max(1, len(x.shape)))):
         x = reader.net.even(x, port.name)
-    x = _finer(reader, x, port.name)
+    x = finer(reader.net, x, port.name)
     bias = np.rint(x.offset / x.scale)
     bias = np.clip(bias, -GRID_BOUND, GRID_BOUND).astype(np.int64)
     name = f"{port.name}.readout"
@@ -115,12 +115,12 @@ def _before_steps(reader: Reader, name: str) -> str:
     return name
 
 
-def _finer(reader: Reader, x: Affine, name: str) -> Affine:
+def finer(net: Network, x: Affine, name: str) -> Affine:
     """x on a finer grid if its offset would lose more than a part of 2^-8 of a step."""
     parts = x.offset / x.scale
     if x.node.op in ("conv", "linear") or not np.abs(parts - np.rint(parts)).max() > 2.0**-8:
         return x
     if x.node.peak * 2**8 > GRID_BOUND:
         return x
-    node = reader.net.add(f"{name}.fine", "add", [x.node], {"m0": np.int64(2**8)})
-    return reader.net.affine(node, x.scale / 2**8, x.offset)
+    node = net.add(f"{name}.fine", "add", [x.node], {"m0": np.int64(2**8)})
+    return net.affine(node, x.scale / 2**8, x.offset)

@@ -14,8 +14,7 @@ membrane potential from step to step, and an accumulator sums the readout.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,25 +22,11 @@ import numpy as np
 import snnkit
 from snnkit.converters.activations import Floats
 from snnkit.converters.boundaries import input_grid
-from snnkit.converters.network import Affine, Network, Policy, Refusal, compress, padded_response
+from snnkit.converters.network import Refusal
 from snnkit.converters.snn_layers import LAYERS, Neuron, kind_of, neuron_of
+from snnkit.converters.stepwise import AFTER, BEFORE, DURING, Value, Walk, ancestors, binary, lif
 from snnkit.errors import BadCalibration, Problem, UnsupportedModel, UsageError
-from snnkit.graph import INT32_BOUND, Boundary, Graph, Node, frozen
-
-BEFORE, DURING, AFTER = 0, 1, 2
-"""When a value exists: once before the steps, in each step, once after them."""
-FINE = 8
-"""Bits below one unit of charge that biases and resets keep."""
-MEMBRANE_BITS = 60
-LEAK_BITS = 24
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor of the model and when it exists."""
-
-    affine: Affine
-    when: int
+from snnkit.graph import Boundary, Graph, frozen
 
 
 def from_snn(model: Any, samples: Any, *, weight_bits: int = 8) -> Graph:
@@ -66,22 +51,18 @@ def from_snn(model: Any, samples: Any, *, weight_bits: int = 8) -> Graph:
     return reader.graph()
 
 
-class _Reader:
+class _Reader(Walk):
     """The walk over the traced module."""
 
     def __init__(self, model: Any, samples: Floats, weight_bits: int):
         if not samples.size or not np.isfinite(samples).all():
             raise BadCalibration(f"samples {samples.shape}; expected finite numbers, at least one")
-        self.net = Network(Policy(weight_bits=weight_bits), None)
-        self.problems: list[Problem] = []
-        self.when: dict[str, int] = {}
-        self.latches: dict[str, str] = {}
         self.used: set[int] = set()
         self.values: dict[Any, Value] = {}
         self.modules, self.calls = _traced(model)
         steps = [m.steps for m in self.modules.values() if kind_of(m) == "Direct"]
         self.timed = not steps
-        self.steps = samples.shape[0] if self.timed else int(steps[0])
+        super().__init__(weight_bits, samples.shape[0] if self.timed else int(steps[0]))
         if self.timed and samples.ndim < 3:
             raise BadCalibration(f"samples {samples.shape}; expected (T, N, ...): no Direct in it")
         self.flat = samples.reshape(-1, *samples.shape[2:]) if self.timed else samples
@@ -156,32 +137,6 @@ class _Reader:
         affine = LAYERS[kind](self, name, module, value)
         return Value(affine, value.when)
 
-    def add(self, name: str, op: str, inputs: Any, params: Any, attrs: Any, when: int) -> Node:
-        """A node, and when it happens."""
-        node = self.net.add(name, op, inputs, params, attrs)
-        self.when[node.name] = when
-        return node
-
-    def weighted(self, name: str, op: str, value: Value, weight: Floats, attrs: Any) -> Affine:
-        """conv or linear with the float weights of the module."""
-        x = value.affine
-        if x.node.hi - x.node.lo > 255:
-            raise Refusal(
-                f"its input can reach {x.node.lo}..{x.node.hi}", "put neurons in front of it"
-            )
-        if op == "conv":
-            along = np.broadcast_to(x.scale, x.shape).reshape(x.shape[0], -1)[:, 0]
-            response = padded_response(x, weight, attrs)
-            group = int(attrs["group"])
-            per = along.reshape(group, -1).repeat(len(weight) // group, axis=0)
-            scaled = weight * per.reshape(*per.shape, *(1,) * (weight.ndim - 2))
-        else:
-            response = np.broadcast_to(x.offset, x.shape) @ weight.T
-            scaled = weight * np.broadcast_to(x.scale, x.shape)
-        y = self.net.synapses(name, op, x, scaled, attrs)
-        self.when[y.node.name] = value.when
-        return self.net.affine(y.node, y.scale, response)
-
     def _sum(self, name: str, inputs: list[Value]) -> Value:
         if len(inputs) != 2:
             raise Refusal("it adds a constant", "put constants into biases")
@@ -195,21 +150,11 @@ class _Reader:
     def _neuron(self, name: str, neuron: Neuron, value: Value) -> Value:
         if value.when == AFTER:
             raise Refusal("a neuron behind the sum over time", "leave it out")
-        x = value.affine
-        if (x.scale <= 0).any():
-            x = self.net.positive(x)
-            self.when[x.node.name] = value.when
+        x = self.positive(value)
         if self.steps == 1:
-            level = (neuron.threshold / neuron.gain - x.offset) / x.scale
-            least = _least(level, neuron.strict)
-            # a charge beyond the node's bounds does not occur
-            least = np.clip(least, x.node.lo, x.node.hi + 1).astype(np.int64)
-            params = {"init": compress(1 - least, len(x.shape)).astype(np.int64), "theta": [1]}
-            attrs = {"kind": "uniform", "lo": 0, "hi": 1}
-            node = self.add(name, "spike", [x.node], _shaped(params), attrs, value.when)
+            node = self.add(name, "spike", [x.node], *binary(neuron, x), value.when)
         else:
-            params, attrs = lif(neuron, x, self.steps)
-            node = self.add(name, "lif", [x.node], params, attrs, DURING)
+            node = self.add(name, "lif", [x.node], *lif(neuron, x, self.steps), DURING)
         return Value(self.net.affine(node, 1.0, 0.0), BEFORE if self.steps == 1 else DURING)
 
     def _over_time(self, name: str, value: Value, mean: bool) -> Value:
@@ -218,16 +163,7 @@ class _Reader:
         if value.when != DURING:
             scaled = self.net.affine(x.node, x.scale * steps / divisor, x.offset * steps / divisor)
             return Value(scaled, value.when)
-        bound = steps * max(-x.node.lo, x.node.hi)
-        if bound >= INT32_BOUND:
-            raise Refusal(f"the sum over {steps} steps can reach {bound}", "use fewer steps")
-        attrs = {"shape": x.shape, "lo": min(0, steps * x.node.lo), "steps": steps}
-        attrs["hi"] = max(0, steps * x.node.hi)
-        zero = np.zeros((1,) * len(x.shape), np.int64)
-        latch = self.add(f"{name}.before", "latch", [], {"initial": zero}, attrs, DURING)
-        ones = {"m0": np.int64(1), "m1": np.int64(1)}
-        total = self.add(name, "add", [latch, x.node], ones, {}, DURING)
-        self.latches[latch.name] = total.name
+        total = self.accumulated(name, x)
         return Value(self.net.affine(total, x.scale / divisor, x.offset * steps / divisor), AFTER)
 
     def _output(self, value: Value, source: Boundary) -> Boundary:
@@ -245,7 +181,7 @@ class _Reader:
         return Boundary("output", node.name, "float32", dims, scale, frozen(np.float32(0)))
 
     def _assembled(self, source: Boundary, output: Boundary) -> Graph:
-        used = _ancestors(self.net.nodes, self.latches, output.node)
+        used = ancestors(self.net.nodes, self.latches, [output.node])
         nodes = tuple(n for n in self.net.nodes.values() if n.name in used)
         meta = {"version": snnkit.__version__, "source": "snnkit.nn", "steps": str(self.steps)}
         meta["quantisation"] = f"weight bits {self.net.policy.weight_bits}"
@@ -257,60 +193,6 @@ class _Reader:
         sweeps = tuple((len(part), int(w == DURING)) for w, part in enumerate(cut) if part)
         ordered = tuple(n for part in cut for n in part)
         return Graph(ordered, (source,), (output,), meta, sweeps, self.steps, self.latches)
-
-
-def _least(level: Floats, strict: bool) -> Floats:
-    """The least integer above (strict) or at least at `level`."""
-    return np.floor(level) + 1 if strict else np.ceil(level)
-
-
-def _shaped(params: dict[str, Any]) -> dict[str, Any]:
-    rank = params["init"].ndim
-    return {**params, "theta": np.ones((1,) * rank, np.int64)}
-
-
-def lif(neuron: Neuron, x: Affine, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays and attributes of the lif node of `neuron` with input x = scale * A + offset.
-
-    The integer membrane counts units of gain * scale / g above the reset potential, with g the
-    node's own gain: the input A adds g A. Where leak * 2^s is an integer for a small s, g is a
-    multiple of 2^(s (T - 1)), so that no charge is ever rounded; else leak has 24 bits and each
-    step loses less than one unit.
-    """
-    shift = next((s for s in range(9) if (neuron.leak * 2**s).is_integer()), LEAK_BITS)
-    bits = FINE + (shift * (steps - 1) if shift < LEAK_BITS else FINE)
-    reach = steps * float(max(-x.node.lo, x.node.hi) + np.abs(x.offset / x.scale).max())
-    reach += float(np.abs(neuron.threshold / neuron.gain / x.scale).max()) * (steps + 1)
-    room = MEMBRANE_BITS - shift - math.ceil(math.log2(max(reach, 2.0)))
-    if room < 0:
-        raise Refusal(f"a membrane potential can reach {reach:.3g} units", "use fewer steps")
-    gain = 2 ** min(bits, room, 40)
-    unit = neuron.gain * x.scale / gain
-    theta = _least(neuron.threshold / unit, neuron.strict)
-    reset = np.rint(neuron.threshold / unit) if neuron.soft else np.zeros(1)
-    rank = len(x.shape)
-    one = np.ones((1,) * rank)
-    arrays = {
-        "leak": one * np.rint(neuron.leak * 2**shift),
-        "gain": one * gain,
-        "bias": compress(np.rint(x.offset / x.scale * gain), rank),
-        "theta": compress(theta, rank),
-        "reset": compress(reset, rank),
-        "initial": 0 * one,
-    }
-    attrs = {"kind": "soft" if neuron.soft else "hard", "shift": shift, "steps": steps}
-    return {k: v.astype(np.int64) for k, v in arrays.items()}, attrs
-
-
-def _ancestors(known: dict[str, Node], latches: dict[str, str], last: str) -> set[str]:
-    used: set[str] = set()
-    stack = [last]
-    while stack:
-        name = stack.pop()
-        if name not in used:
-            used.add(name)
-            stack.extend([*known[name].inputs, *([latches[name]] if name in latches else [])])
-    return used
 
 
 def _traced(model: Any) -> tuple[dict[str, Any], list[Any]]:

@@ -29,6 +29,8 @@ outputs): the user's `levels` speak of activations."""
 GRID_ERROR = 2.0**-11
 """Relative error tolerated in the multipliers of a common grid."""
 GRID_BOUND = 2**29
+GRID_NOISE = 1e-4
+"""Part of a step by which float32 noise may move weights that lie on a grid."""
 
 
 @dataclass(frozen=True)
@@ -188,12 +190,21 @@ class Network:
         return self.affine(flipped, scale, x.offset)
 
     def synapses(
-        self, name: str, op: str, x: Affine, weight: Floats, attrs: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        op: str,
+        x: Affine,
+        weight: Floats,
+        attrs: Mapping[str, Any] | None = None,
+        on_grid: bool = False,
     ) -> Affine:
-        """conv or linear with float weights that already carry x's scale per input channel."""
+        """conv or linear with float weights that already carry x's scale per input channel.
+        on_grid : rows that are integers in some step already are kept as they are."""
         limit = 2 ** (self.policy.weight_bits - 1) - 1
         rows = weight.reshape(len(weight), -1)
         step = weight_step(rows, limit)
+        if on_grid:
+            step = grid_step(rows, limit, step)
         integers = np.clip(np.rint(rows / step[:, None]), -limit, limit).astype(np.int64)
         node = self.add(name, op, [x.node], {"weight": integers.reshape(weight.shape)}, attrs)
         along = (-1, *(1,) * (len(node.shape) - 1)) if op == "conv" else (-1,)
@@ -238,6 +249,24 @@ def weight_step(rows: Floats, limit: int) -> Floats:
         error = np.square(rows - fitted).sum(axis=1)
         best, least = np.where(error < least, step, best), np.minimum(error, least)
     return best
+
+
+def grid_step(rows: Floats, limit: int, otherwise: Floats) -> Floats:
+    """Step of each row whose values are integers of at most `limit` in it: 1 where that fits, else
+    the coarsest; `otherwise` where there is none."""
+    step, peak = otherwise.copy(), np.abs(rows).max(axis=1)
+    left = np.flatnonzero(peak > 0)
+    for q in range(limit + 1):
+        tried = peak[left] / q if q else np.ones(len(left))
+        parts = rows[left] / tried[:, None]
+        fits = (np.abs(parts - np.rint(parts)) < GRID_NOISE).all(axis=1)
+        most = np.rint(np.abs(parts).max(axis=1, initial=0))
+        fits &= (most >= 1) & (most <= limit)
+        step[left[fits]] = tried[fits]
+        left = left[~fits]
+        if not left.size:
+            break
+    return step
 
 
 def common_grid(scales: Sequence[Floats], nodes: Sequence[Node]) -> tuple[Floats, list[Ints]]:

@@ -14,14 +14,16 @@ from snnkit.converters.network import Affine, Refusal, varies_only
 
 @dataclass(frozen=True)
 class Neuron:
-    """w <- leak w + gain x with w the potential above the reset potential; fires at or (strict)
-    above `threshold`, then w <- w - threshold (soft) or w <- 0."""
+    """w <- leak w + gain x; fires at or (strict) above `threshold`, then w <- w - reset (soft) or
+    w <- reset (hard). Numbers, or arrays that broadcast over the layer; w is measured from the
+    potential where the neuron starts. reset None: the threshold (soft) or 0 (hard)."""
 
-    leak: float
-    gain: float
-    threshold: float
+    leak: float | Floats
+    gain: float | Floats
+    threshold: float | Floats
     soft: bool
     strict: bool
+    reset: float | Floats | None = None
 
 
 def kind_of(module: Any) -> str:
@@ -158,11 +160,19 @@ def _flatten(reader: Any, name: str, module: Any, value: Any) -> Affine:
     x = value.affine
     if module.start_dim != 1 or module.end_dim != -1:
         raise Refusal(f"start_dim {module.start_dim}, end_dim {module.end_dim}", "use Flatten()")
-    units = x.node.units
-    attrs = {"kind": "reshape", "shape": (units,)}
+    return reshaped(reader, name, value, (x.node.units,))
+
+
+def reshaped(reader: Any, name: str, value: Any, shape: tuple[int, ...]) -> Affine:
+    """The value in another shape; scale and offset move along."""
+    x = value.affine
+    attrs = {"kind": "reshape", "shape": shape}
     node = reader.add(name, "route", [x.node], {}, attrs, value.when)
-    scale, offset = (a if a.size == 1 else np.broadcast_to(a, x.shape) for a in (x.scale, x.offset))
-    found: Affine = reader.net.affine(node, scale.reshape(-1), offset.reshape(-1))
+    scale, offset = (
+        a.reshape((1,) * len(shape)) if a.size == 1 else np.broadcast_to(a, x.shape).reshape(shape)
+        for a in (x.scale, x.offset)
+    )
+    found: Affine = reader.net.affine(node, scale, offset)
     return found
 
 
