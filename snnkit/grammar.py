@@ -23,6 +23,14 @@ def _convert(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _expression(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--expression",
+        choices=("bif", "thermometer"),
+        help="of a neuron on the target: microcode of its own, or a stock LIF per level",
+    )
+
+
 def _verify(p: argparse.ArgumentParser) -> None:
     p.add_argument("net", help="net.onnx")
     p.add_argument("--samples", required=True, help=".npy, or .npz by input name")
@@ -69,6 +77,10 @@ def _train(p: argparse.ArgumentParser) -> None:
 
 def _info(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help="float ONNX file or net.onnx")
+    p.add_argument("--target", help="what it takes on a chip: loihi1, loihi2, lava-cpu")
+    _expression(p)
+    p.add_argument("--input", help=".npy: with --target, run it and count spikes and operations")
+    p.add_argument("--picture", help="with --target, .png to write: cores filled by layer")
 
 
 def _bench(p: argparse.ArgumentParser) -> None:
