@@ -25,7 +25,7 @@ from snnkit.errors import Problem, UnsupportedModel
 from snnkit.graph import Graph, Node
 from snnkit.ops import TABLE
 from snnkit.ops.op import Ints
-from snnkit.populations import Population, populations
+from snnkit.populations import HELD, Population, populations
 from snnkit.targets import target
 
 LIMITS = {
@@ -94,7 +94,15 @@ class Stock:
 
     @property
     def neurons(self) -> int:
+        """LIF neurons of all layers, readouts included."""
         return sum(e.copies * int(np.prod(e.shape)) for e in self.layers)
+
+    def step_of(self, layer: str, sample: int) -> int:
+        """The step in which a layer shows a sample, if sample n lies at the input in the steps
+        n * hold .. n * hold + hold - 1 and every connection delivers one step later."""
+        if self.hold == 1:
+            return sample + self.depth[layer]
+        return sample * self.hold + self.hold - 1
 
 
 def thermometer(graph: Graph) -> Stock:
@@ -117,24 +125,16 @@ def thermometer(graph: Graph) -> Stock:
 def obstacles(graph: Graph) -> list[Problem]:
     """Everything that keeps a graph from stock LIF neurons, layer by layer."""
     if graph.sweeps:
+        reason = "it is part of a step graph, and these neurons remember nothing"
+        timed = [n for nodes, direction in graph.parts if direction for n in nodes]
         return [
-            Problem(
-                n.name,
-                n.op,
-                "it remembers from step to step",
-                "only one-shot graphs are one sample per step",
-            )
-            for n in graph.of("lif", "latch")
-        ] or [
-            Problem(graph.nodes[0].name, graph.nodes[0].op, "a step graph", "use a one-shot graph")
+            Problem(n.name, n.op, reason, "only one-shot graphs are one sample per step")
+            for n in timed
+            if n.op in HELD
         ]
+    remedy = "leave it out, or pool by strides or sums"
     found = [
-        Problem(
-            n.name,
-            n.op,
-            "no stock process computes it",
-            "leave it out, or use pooling by strides or sums",
-        )
+        Problem(n.name, n.op, "no stock process computes it", remedy)
         for n in graph.nodes
         if n.op not in STOCK
     ]
@@ -145,63 +145,49 @@ def obstacles(graph: Graph) -> list[Problem]:
 
 
 def _checks(p: Population, graph: Graph) -> list[Problem]:
-    node, source = p.node, graph.node[p.roots[0]]
-    wrong: list[tuple[str, str]] = []
-    charge = max(-source.lo, source.hi)
-    if charge > LIMITS["lif_charge"]:
-        wrong.append(
-            (
-                f"a charge can reach {charge:,}; expected at most {LIMITS['lif_charge']:,} (u wraps)",
-                "convert it with --target and --expression thermometer, or with fewer levels",
-            )
-        )
-    if node.op == "spike" and (node.lo < 0 or "values" in node.params):
-        wrong.append(
-            (
-                "a staircase that also steps down or goes below 0",
-                "use activations that only rise from 0",
-            )
-        )
-    elif node.op == "readout":
-        most = int(np.abs(node.params["bias"].astype(np.int64)).max())
-        if most > LIMITS["lif_bias"]:
-            wrong.append(
-                (
-                    f"a readout's bias of {most:,}; expected at most {LIMITS['lif_bias']:,}",
-                    "use fewer levels or weight bits",
-                )
-            )
+    node = p.node
+    wrong = _widths(node, graph.node[p.roots[0]])
+    for s in p.sources:
+        cells = node.units * graph.node[s].units
+        if cells > MOST_CELLS and not _is_conv(p):
+            reason = f"{cells:,} weights to write out; expected at most {MOST_CELLS:,}"
+            wrong.append((reason, "only a convolution that reads spikes directly keeps its kernel"))
+    return [Problem(node.name, node.op, reason, remedy) for reason, remedy in wrong]
+
+
+def _widths(node: Node, source: Node) -> list[tuple[str, str]]:
+    """(reason, remedy) for every number that a stock LIF does not hold."""
+    charge, most = max(-source.lo, source.hi), LIMITS["lif_charge"]
+    wrong = []
+    if charge > most:
+        reason = f"a charge can reach {charge:,}; expected at most {most:,} (u would wrap)"
+        wrong.append((reason, "convert it with --target and --expression thermometer"))
+    if node.op == "readout":
+        bias, most = int(np.abs(node.params["bias"].astype(np.int64)).max()), LIMITS["lif_bias"]
+        if bias > most:
+            reason = f"a readout's bias of {bias:,}; expected at most {most:,}"
+            wrong.append((reason, "convert it with --target and --expression thermometer"))
+    elif node.lo < 0 or "values" in node.params:
+        reason = "a staircase that also steps down or goes below 0"
+        wrong.append((reason, "use activations that only rise from 0"))
     elif not wrong:
         levels = _levels(node, source)
-        least, most = int(levels.min()), int(levels.max())
-        if least < -LIMITS["lif_bias"] or most > LIMITS["lif_threshold"]:
-            wrong.append(
-                (
-                    f"a threshold at charge {least + 1:,}..{most + 1:,}; expected "
-                    f"{1 - LIMITS['lif_bias']:,}..{LIMITS['lif_threshold'] + 1:,} (bias, vth)",
-                    "convert it with --target, with fewer levels or without large biases",
-                )
+        least, most = int(levels.min()) + 1, int(levels.max()) + 1
+        if least <= -LIMITS["lif_bias"] or most > LIMITS["lif_threshold"] + 1:
+            reason = (
+                f"levels at charges {least:,}..{most:,}; expected {1 - LIMITS['lif_bias']:,}.."
+                f"{LIMITS['lif_threshold'] + 1:,} (vth has no sign, bias has 13 bits)"
             )
-    if not _is_conv(p):
-        wrong += [
-            (
-                f"{p.node.units:,} x {graph.node[s].units:,} weights to write out; at most {MOST_CELLS:,}",
-                "only a convolution that reads spikes directly keeps its kernel",
-            )
-            for s in p.sources
-            if p.node.units * graph.node[s].units > MOST_CELLS
-        ]
-    return [Problem(node.name, node.op, reason, remedy) for reason, remedy in wrong]
+            wrong.append((reason, "convert it with --target, fewer levels or smaller biases"))
+    return wrong
 
 
 def _levels(node: Node, source: Node) -> Ints:
     """t of every copy, [copies, *shape]: copy k fires iff A > t. Beyond what A can be, t is moved
     to where it means the same."""
     if node.op == "readout":
-        return np.broadcast_to(
-            np.int64(LIMITS["lif_threshold"]) - node.params["bias"].astype(np.int64),
-            (1, *node.shape),
-        )
+        never = LIMITS["lif_threshold"] - node.params["bias"].astype(np.int64)
+        return np.broadcast_to(never, (1, *node.shape))
     init = np.broadcast_to(node.params["init"].astype(np.int64), node.shape)
     if node.attrs["kind"] == "uniform":
         k = np.arange(1, node.hi + 1).reshape(-1, *(1,) * len(node.shape))
@@ -256,14 +242,17 @@ def _is_conv(p: Population) -> bool:
     """Whether the only thing between two layers is one convolution that a Conv process can do."""
     if len(p.path) != 1 or p.path[0].op != "conv" or len(p.path[0].shape) != 3:
         return False
-    a, kernel = p.path[0].attrs, p.path[0].params["weight"].shape[2:]
+    a, weight = p.path[0].attrs, p.path[0].params["weight"].astype(np.int64)
+    kernel = weight.shape[2:]
     uneven = [(a["pads"][i] - a["pads"][2 + i]) % a["dilations"][i] for i in range(2)]
     sizes = [
         *a["strides"],
         *a["dilations"],
         *(k + q for k, q in zip(kernel, a["pads"][:2], strict=True)),
     ]
-    return not any(uneven) and max(*sizes, *a["pads"]) <= MOST_ATTRIBUTE
+    # Conv has no exponent in the simulation, so a weight has to be one digit
+    narrow = int(np.abs(weight).max()) <= LIMITS["weight"]
+    return narrow and not any(uneven) and max(*sizes, *a["pads"]) <= MOST_ATTRIBUTE
 
 
 def _convolution(node: Node) -> tuple[Ints, dict[str, Any]]:

@@ -1,0 +1,177 @@
+"""Stock LIF neurons: the published arithmetic against the dense reading, and the real processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from snnkit.errors import UnsupportedModel
+from snnkit.graph import Graph, make_node
+from snnkit.thermometer import Stock, StockLayer, obstacles, thermometer
+from tests import lava_rules, step_corpus, stock_nets
+
+
+def stepped(stock: Stock, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Every layer's integers for every sample, by the rules of stock processes, step by step; each
+    connection delivers one step later."""
+    graph, first = stock.graph, stock.graph.nodes[0].name
+    steps = len(counts) * stock.hold + max(stock.depth.values()) + 1
+    neurons = {
+        e.name: [(p, lava_rules.Lif(p.units.shape, p.vth, p.bias)) for p in e.processes]
+        for e in stock.layers
+    }
+    sent = {n: np.zeros(graph.node[n].units * c, np.int64) for n, c in copies(stock).items()}
+    shown: dict[str, list[np.ndarray]] = {e.name: [] for e in stock.layers}
+    for t in range(steps):
+        fired = {first: counts[min(t // stock.hold, len(counts) - 1)].reshape(-1)}
+        for e in stock.layers:
+            charge = sum(crossed(stock, e, c, sent[c.source]) for c in e.connections)
+            spikes, v = np.zeros(charge.shape, np.int64), np.zeros(charge.shape, np.int64)
+            for p, lif in neurons[e.name]:
+                spikes[p.units] = lif.step(charge[p.units])
+                v[p.units] = lif.before
+            assert not (e.readout and spikes.any())
+            fired[e.name] = spikes
+            value = v >> 6 if e.readout else spikes.reshape(e.copies, -1).sum(0)
+            shown[e.name].append(value.reshape(e.shape))
+        sent = fired
+    return {
+        e.name: np.stack([shown[e.name][stock.step_of(e.name, n)] for n in range(len(counts))])
+        for e in stock.layers
+    }
+
+
+def copies(stock: Stock) -> dict[str, int]:
+    return {stock.graph.nodes[0].name: 1, **{e.name: e.copies for e in stock.layers}}
+
+
+def crossed(stock: Stock, layer: StockLayer, c, spikes: np.ndarray) -> np.ndarray:
+    """What one connection brings, in the order of the layer's copies."""
+    if c.kind == "dense":
+        return lava_rules.dense(2 * c.weight, spikes, c.exponent - 1)
+    shape = stock.graph.node[c.source].shape
+    planes = spikes.reshape(-1, *shape[1:]).transpose(2, 1, 0)
+    kernel = c.weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1)
+    assert c.exponent == 0 and np.abs(c.weight).max() <= 127
+    a = c.attrs
+    y = lava_rules.conv(kernel, planes, a["strides"][::-1], a["pads"][::-1], a["dilations"][::-1])
+    return y.transpose(2, 1, 0).reshape(-1)
+
+
+def compare(graph: Graph, seed: int) -> Stock:
+    counts = stock_nets.samples(graph, seed)
+    values, stock = stock_nets.expected(graph, counts), thermometer(graph)
+    found = stepped(stock, counts)
+    assert set(found) == {n.name for n in graph.of("spike", "readout")}
+    for name, value in found.items():
+        assert np.array_equal(value, values[name]), name
+    return stock
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("ladder", [False, True])
+def test_a_chain_is_exact_on_every_neuron(seed: int, ladder: bool) -> None:
+    graph = stock_nets.chain(seed, levels=1 + seed, ladder=ladder)
+    stock = compare(graph, seed)
+    kinds = [[c.kind for c in e.connections] for e in stock.layers]
+    assert kinds == [["conv"], ["conv"], ["dense"], ["dense"]] and stock.hold == 1
+    assert stock.neurons == sum(n.units * n.hi for n in graph.of("spike")) + 6
+    assert [e.connections[0].weight.size for e in stock.layers[2:]] == [
+        graph.nodes[6].params["weight"].size * (1 + seed) ** 2,
+        graph.nodes[8].params["weight"].size * (1 + seed),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sums_pools_and_groups_are_exact(seed: int) -> None:
+    stock = compare(stock_nets.branched(seed), seed)
+    assert stock.hold == 5  # the shortcut is one layer shorter than the branch
+    wide = stock.layers[2].connections
+    assert {c.exponent for c in wide} == {0, 7} and all(np.abs(c.weight).max() <= 127 for c in wide)
+
+
+def test_the_formulas_of_bias_and_threshold() -> None:
+    """bias = v0 - l * theta + 1 + base and vth = base, for copy l; base is free."""
+    graph = stock_nets.chain(1, levels=2)
+    node = graph.of("spike")[0]
+    (lif,) = thermometer(graph).layers[0].processes
+    v0, theta = node.params["init"], node.params["theta"]
+    wanted = np.concatenate([np.broadcast_to(v0 - k * theta + 1, node.shape) for k in (1, 2)])
+    assert np.array_equal(lif.bias - lif.vth, wanted.reshape(-1))
+
+
+def test_thresholds_far_apart_share_no_process() -> None:
+    n = stock_nets.Net(np.random.default_rng(3), (3, 5, 5))
+    x = n.spike(n.conv(n.x, 4, 14, pads=(1, 1, 1, 1)), 3)
+    charge = n.values["conv1"]
+    far = np.quantile(charge, [0.4, 0.6, 0.8, 0.95]).astype(np.int64).reshape(4, 1, 1) * 4 + 5000
+    params = {"init": np.zeros((1, 1, 1), np.int64), "theta": np.maximum(far // 3, 1)}
+    x = n.add("spike", (n.nodes[1],), params, kind="uniform", lo=0, hi=9)
+    graph = n.graph(n.linear(n.flat(x), 4, 50))
+    graph = replace(graph, nodes=tuple(m for m in graph.nodes if m.name != "spike2"))
+    counts = stock_nets.samples(graph, 5)
+    stock, values = thermometer(graph), stock_nets.expected(graph, counts)
+    processes = stock.layers[0].processes
+    assert len(processes) > 1 and max(p.vth for p in processes) > 8192
+    assert np.array_equal(np.sort(np.concatenate([p.units for p in processes])), np.arange(900))
+    for name, value in stepped(stock, counts).items():
+        assert np.array_equal(value, values[name]), name
+
+
+def test_charges_up_to_the_last_bit() -> None:
+    """|A| = 131071 is exact, one more is refused: u would wrap."""
+    for reach, fits in ((131071, True), (131072, False)):
+        weights = [[127] * 4 + [reach // 255 - 4 * 127, 0], [-127] * 4 + [0, 0]]
+        x = make_node("x", "input", (), {}, {"shape": (6,), "lo": 0, "hi": 255})
+        a = make_node("a", "linear", (x,), {"weight": weights})
+        m = make_node("m", "add", (a, x2 := make_node("p", "linear", (x,), {"weight": [[0] * 5 + [1]] * 2})), {"m0": 1, "m1": 1})
+        top = m.hi
+        attrs = {"kind": "uniform", "lo": 0, "hi": 1}
+        theta = np.array([131071 if fits else 1000, 4000])
+        s = make_node("s", "spike", (m,), {"init": np.int32(0), "theta": theta}, attrs)
+        y = make_node("y", "readout", (s,), {"bias": np.int32(0)})
+        graph = stock_nets_graph((x, a, x2, m, s, y))
+        if top <= 131071:
+            counts = np.array([[255] * 6, [255] * 5 + [0], [0] * 6])
+            found = stepped(thermometer(graph), counts)["s"]
+            assert np.array_equal(found, stock_nets.dense(graph, {"x": counts})["s"])
+        else:
+            with pytest.raises(UnsupportedModel, match="'s'.*131,"):
+                thermometer(graph)
+
+
+def stock_nets_graph(nodes) -> Graph:
+    net = stock_nets.Net.__new__(stock_nets.Net)
+    net.nodes, net.x, net.values = list(nodes), nodes[0], {}
+    from snnkit.graph import Boundary
+
+    one, zero = np.float32(1).reshape(()), np.float32(0).reshape(())
+    ends = [Boundary(f"t{n.name}", n.name, "float32", ("N", *n.shape), one, zero) for n in (nodes[0], nodes[-1])]
+    return Graph(tuple(nodes), (ends[0],), (ends[1],), {})
+
+
+def test_every_obstacle_is_named_at_once() -> None:
+    n = stock_nets.Net(np.random.default_rng(0), (2, 8, 8))
+    x = n.spike(n.conv(n.x, 4, 127), 3)
+    x = n.add("max_pool", (x,), kernel=(2, 2), strides=(2, 2), pads=(0, 0, 0, 0), dilations=(1, 1))
+    a = n.conv(x, 30, 100)
+    params = {"init": np.int32(0), "theta": np.int32(50)}
+    x = n.add("spike", (a,), params, kind="uniform", lo=-20, hi=20)
+    params = {"init": np.int32(90_000), "theta": np.int32(50)}
+    x = n.add("spike", (n.linear(n.flat(x), 3, 100),), params, kind="uniform", lo=0, hi=2)
+    graph = n.graph(n.linear(x, 4, 9))
+    with pytest.raises(UnsupportedModel) as caught:
+        thermometer(graph)
+    named = {p.node: p.reason for p in caught.value.problems}
+    assert "no stock process" in named["max_pool3"]
+    assert "a charge can reach" in named["spike2"] and "131,071" in named["spike2"]
+    assert "below 0" in named["spike5"]
+    assert "levels at charges" in named["spike8"]
+    assert len(named) == 4
+
+
+def test_step_graphs_are_refused() -> None:
+    graph = step_corpus.random_step_graph(np.random.default_rng(0), 3)
+    assert obstacles(graph) and all(p.node in graph.node for p in obstacles(graph))
