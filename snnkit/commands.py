@@ -79,6 +79,8 @@ def convert(a: argparse.Namespace) -> int:
         staircase=a.staircase,
         bias_correction=not a.no_bias_correction,
         pack=not a.no_pack,
+        target=a.target,
+        expression=a.expression,
     )
     data: dict[str, Any] = {"output": a.output, **describe_graph(graph)}
     text = f"{data['neurons']:,} spiking neurons, {data['macs']:,} MACs dense"

@@ -12,10 +12,12 @@ def _convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help="float ONNX file")
     p.add_argument("-o", "--output", required=True, help="net.onnx to write")
     p.add_argument("--calibration", required=True, help=".npy, or .npz by input name: real inputs")
-    p.add_argument("--levels", type=int, default=255, help="steps of each activation, 1..255")
+    p.add_argument("--levels", type=int, help="steps of each activation, 1..255; default 255")
     p.add_argument("--weight-bits", type=int, default=8, help="2..8")
     p.add_argument("--calibrator", choices=("mse", "percentile", "minmax"), default="mse")
     p.add_argument("--staircase", choices=("auto", "uniform", "ladder"), default="auto")
+    p.add_argument("--target", help="choose grids that fit a chip: loihi1, loihi2, lava-cpu")
+    _expression(p)
     p.add_argument("--no-bias-correction", action="store_true")
     p.add_argument("--no-pack", action="store_true", help="keep the channels in the model's order")
     p.add_argument(

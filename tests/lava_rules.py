@@ -52,7 +52,7 @@ class Lif:
     def __init__(self, shape, vth: int, bias: Ints, du: int = 4095, dv: int = 4096, bias_exp=6):
         # the widths that the process names but does not check
         assert 0 <= vth < 2**17 and 0 <= du < 2**12 and 0 <= dv <= 2**12
-        assert -(2**12) <= np.min(bias) and np.max(bias) < 2**12
+        assert np.min(bias) >= -(2**12) and np.max(bias) < 2**12
         self.vth, self.du, self.dv = vth << 6, du, dv
         self.bias = np.asarray(bias, np.int64) << bias_exp
         self.u = np.zeros(shape, np.int64)

@@ -31,9 +31,17 @@ class Net:
             self.values[node.name] = TABLE[op].dense(node, [self.values[n.name] for n in inputs])
         return node
 
-    def conv(self, x: Node, out: int, most: int, kernel: tuple[int, ...] = (3, 3), **attrs: Any) -> Node:
+    def conv(
+        self, x: Node, out: int, most: int, kernel: tuple[int, ...] = (3, 3), **attrs: Any
+    ) -> Node:
         d = len(kernel)
-        full = {"strides": (1,) * d, "pads": (0,) * 2 * d, "dilations": (1,) * d, "group": 1, **attrs}
+        full = {
+            "strides": (1,) * d,
+            "pads": (0,) * 2 * d,
+            "dilations": (1,) * d,
+            "group": 1,
+            **attrs,
+        }
         shape = (out, x.shape[0] // full["group"], *kernel)
         return self.add("conv", (x,), {"weight": self.rng.integers(-most, most + 1, shape)}, **full)
 
@@ -63,7 +71,14 @@ class Net:
         bias = self.rng.integers(-900, 900, x.shape)
         y = self.add("readout", (x,), {"bias": bias})
         ends = [
-            Boundary(f"t{n.name}", n.name, "float32", ("N", *n.shape), np.float32(1).reshape(()), np.float32(0).reshape(()))
+            Boundary(
+                f"t{n.name}",
+                n.name,
+                "float32",
+                ("N", *n.shape),
+                np.float32(1).reshape(()),
+                np.float32(0).reshape(()),
+            )
             for n in (self.x, y)
         ]
         graph = Graph(tuple(self.nodes), (ends[0],), (ends[1],), {"source": "test"})

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,7 +130,12 @@ def test_charges_up_to_the_last_bit() -> None:
         weights = [[127] * 4 + [reach // 255 - 4 * 127, 0], [-127] * 4 + [0, 0]]
         x = make_node("x", "input", (), {}, {"shape": (6,), "lo": 0, "hi": 255})
         a = make_node("a", "linear", (x,), {"weight": weights})
-        m = make_node("m", "add", (a, x2 := make_node("p", "linear", (x,), {"weight": [[0] * 5 + [1]] * 2})), {"m0": 1, "m1": 1})
+        m = make_node(
+            "m",
+            "add",
+            (a, x2 := make_node("p", "linear", (x,), {"weight": [[0] * 5 + [1]] * 2})),
+            {"m0": 1, "m1": 1},
+        )
         top = m.hi
         attrs = {"kind": "uniform", "lo": 0, "hi": 1}
         theta = np.array([131071 if fits else 1000, 4000])
@@ -148,7 +157,10 @@ def stock_nets_graph(nodes) -> Graph:
     from snnkit.graph import Boundary
 
     one, zero = np.float32(1).reshape(()), np.float32(0).reshape(())
-    ends = [Boundary(f"t{n.name}", n.name, "float32", ("N", *n.shape), one, zero) for n in (nodes[0], nodes[-1])]
+    ends = [
+        Boundary(f"t{n.name}", n.name, "float32", ("N", *n.shape), one, zero)
+        for n in (nodes[0], nodes[-1])
+    ]
     return Graph(tuple(nodes), (ends[0],), (ends[1],), {})
 
 
@@ -175,3 +187,87 @@ def test_every_obstacle_is_named_at_once() -> None:
 def test_step_graphs_are_refused() -> None:
     graph = step_corpus.random_step_graph(np.random.default_rng(0), 3)
     assert obstacles(graph) and all(p.node in graph.node for p in obstacles(graph))
+
+
+LAVA = os.environ.get("SNNKIT_LAVA_PYTHON", "")
+SCRIPT = Path(__file__).parent / "lava" / "run_stock.py"
+
+
+class Job:
+    """Networks and inputs as arrays for the script that runs in Lava's interpreter."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, np.ndarray] = {}
+        self.nets: list[dict] = []
+
+    def array(self, value: np.ndarray) -> str:
+        key = f"a{len(self.arrays)}"
+        self.arrays[key] = np.asarray(value, np.int32)
+        return key
+
+    def add(self, name: str, stock: Stock, counts: np.ndarray) -> None:
+        steps = np.repeat(counts, stock.hold, axis=0)
+        rest = np.repeat(steps[-1:], max(stock.depth.values()) + 1, axis=0)
+        x = np.moveaxis(np.concatenate([steps, rest]), 0, -1)
+        layers = [self.layer(stock, e) for e in stock.layers]
+        planes = layers[0]["connections"][0]["kind"] == "conv"
+        x = x if planes else x.reshape(-1, x.shape[-1])
+        self.nets.append({"name": name, "input": self.array(x), "planes": planes, "layers": layers})
+
+    def layer(self, stock: Stock, e: StockLayer) -> dict:
+        first = stock.graph.nodes[0].name
+        planes = e.connections[0].kind == "conv"
+        assert not planes or len(e.processes) == 1
+        return {
+            "name": e.name,
+            "readout": e.readout,
+            "planes": [e.copies * e.shape[0], *e.shape[1:]] if planes else None,
+            "connections": [
+                {
+                    "source": "input" if c.source == first else c.source,
+                    "kind": c.kind,
+                    "exponent": c.exponent,
+                    "weight": self.array(c.weight),
+                    "attrs": {k: list(v) for k, v in c.attrs.items()},
+                }
+                for c in e.connections
+            ],
+            "processes": [
+                {"vth": p.vth, "units": self.array(p.units), "bias": self.array(p.bias)}
+                for p in e.processes
+            ],
+        }
+
+    def run(self, folder: Path) -> dict[str, np.ndarray]:
+        np.savez(folder / "job.npz", **self.arrays)
+        (folder / "job.json").write_text(json.dumps(self.nets))
+        command = [LAVA, "-B", str(SCRIPT), str(folder / "job"), str(folder / "out.npz")]
+        subprocess.run(command, check=True, timeout=240, cwd=folder)
+        return dict(np.load(folder / "out.npz", allow_pickle=False))
+
+
+@pytest.mark.skipif(
+    not LAVA, reason="SNNKIT_LAVA_PYTHON does not name an interpreter with lava-nc 0.10.0"
+)
+def test_the_real_processes_agree_on_every_neuron(tmp_path: Path) -> None:
+    graphs = {
+        "chain": stock_nets.chain(7, levels=3),
+        "ladder": stock_nets.chain(8, levels=2, ladder=True),
+        "branched": stock_nets.branched(2),
+    }
+    job, stocks, wanted = Job(), {}, {}
+    for name, graph in graphs.items():
+        counts = stock_nets.samples(graph, 11, 6)
+        stocks[name], wanted[name] = thermometer(graph), stock_nets.expected(graph, counts)
+        job.add(name, stocks[name], counts)
+    found = job.run(tmp_path)
+    compared = 0
+    for name, stock in stocks.items():
+        for e in stock.layers:
+            assert [len(p.units) for p in e.processes] == [e.copies * np.prod(e.shape)]
+            shown = found[f"{name}/{e.name}/0/v"] >> 6 if e.readout else found[f"{name}/{e.name}/0"]
+            at = [stock.step_of(e.name, n) for n in range(6)]
+            value = shown[:, at].reshape(e.copies, *e.shape, 6).sum(0)
+            assert np.array_equal(np.moveaxis(value, -1, 0), wanted[name][e.name]), (name, e.name)
+            compared += value.size
+    assert compared == 6 * sum(n.units for g in graphs.values() for n in g.of("spike", "readout"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,14 @@ def convert(
     model: Any,
     calibration: Any = None,
     *,
-    levels: int = 255,
+    levels: int | None = None,
     weight_bits: int = 8,
     calibrator: str = "mse",
     staircase: str = "auto",
     bias_correction: bool = True,
     pack: bool = True,
+    target: str | None = None,
+    expression: str | None = None,
 ) -> Graph:
     """A float model as a graph of integers; from there on the conversion error is zero.
 
@@ -48,7 +51,7 @@ def convert(
         becomes `lif` nodes, or binary spikes at one time step (`converters.from_snn`).
     calibration : [N, *shape] array, or a mapping by input name. Real inputs in the scaling that
         the model expects: ranges and the input's scale come from them, nothing is guessed.
-    levels : 1..255, steps of each activation's staircase.
+    levels : 1..255, steps of each activation's staircase; default 255, for a target fewer.
     weight_bits : 2..8, symmetric, per output channel.
     calibrator : "mse" (least squared error), "percentile" (99.9), "minmax".
     staircase : "auto" (one theta per channel where that moves no level noticeably, else a
@@ -57,14 +60,35 @@ def convert(
     pack : renumber the channels of hidden layers so that channels that fire together lie together
         (`snnkit.converters.packing`): exact, and less work. False keeps the model's own order,
         as a prepared model always does.
+    target, expression : a chip (`snnkit.targets`) and the kind of its neurons (`snnkit.fit`):
+        grids are chosen so that every charge, threshold and bias fits there.
 
     Raises
     ------
-    UnsupportedModel : with every node that cannot be converted, by name.
+    UnsupportedModel : with every node that cannot be converted, or does not fit the target, by
+        name.
     BadCalibration : wrong shape or type, empty, NaN.
     """
-    policy = Policy(levels, weight_bits, calibrator, staircase, bias_correction, pack)
+    steps = 255 if levels is None else levels
+    policy = Policy(steps, weight_bits, calibrator, staircase, bias_correction, pack)
+    if target is None:
+        if expression is not None:
+            raise UsageError(f"expression {expression!r} without a target; expected both")
+        return _convert(model, calibration, policy)
+    from snnkit.converters.for_target import LEVELS, chosen, fitted, require
+
+    chip, kind = chosen(target, expression)
+    own = is_prepared(model) or is_recurrent(model) or _is_spiking(model)
+    if own:
+        return require(_convert(model, calibration, policy), chip, kind)
+    if levels is None:
+        policy = replace(policy, levels=LEVELS[kind])
+    return fitted(lambda p: _convert(model, calibration, p), policy, chip, kind)
+
+
+def _convert(model: Any, calibration: Any, policy: Policy) -> Graph:
     _check(policy)
+    pack = policy.pack
     if is_prepared(model) or is_recurrent(model):
         if policy != Policy(pack=pack):
             raise UsageError(
@@ -75,11 +99,11 @@ def convert(
             return convert_recurrent(model, calibration)
         return convert_prepared(model, calibration)
     if _is_spiking(model):
-        if policy != Policy(weight_bits=weight_bits, pack=pack):
+        if policy != Policy(weight_bits=policy.weight_bits, pack=pack):
             raise UsageError(f"{policy} for a spiking network; expected weight_bits only")
         from snnkit.converters.from_snn import from_snn
 
-        return from_snn(model, calibration, weight_bits=weight_bits)
+        return from_snn(model, calibration, weight_bits=policy.weight_bits)
     if calibration is None:
         raise BadCalibration("no calibration data; expected real inputs [N, *shape] of the model")
     source = _loaded(model, calibration)

@@ -1,0 +1,1 @@
+"""Graphs written as the files of other tools."""
