@@ -69,21 +69,20 @@ class Net:
 
     def graph(self, x: Node) -> Graph:
         bias = self.rng.integers(-900, 900, x.shape)
-        y = self.add("readout", (x,), {"bias": bias})
-        ends = [
-            Boundary(
-                f"t{n.name}",
-                n.name,
-                "float32",
-                ("N", *n.shape),
-                np.float32(1).reshape(()),
-                np.float32(0).reshape(()),
-            )
-            for n in (self.x, y)
-        ]
-        graph = Graph(tuple(self.nodes), (ends[0],), (ends[1],), {"source": "test"})
-        graph.check()
-        return graph
+        self.add("readout", (x,), {"bias": bias})
+        return closed(self.nodes)
+
+
+def closed(nodes: list[Node]) -> Graph:
+    """A graph of nodes, the first of which is the input, the last the readout."""
+    one, zero = np.float32(1).reshape(()), np.float32(0).reshape(())
+    ends = [
+        Boundary(f"t{n.name}", n.name, "float32", ("N", *n.shape), one, zero)
+        for n in (nodes[0], nodes[-1])
+    ]
+    graph = Graph(tuple(nodes), (ends[0],), (ends[1],), {"source": "test"})
+    graph.check()
+    return graph
 
 
 def chain(seed: int, levels: int = 3, ladder: bool = False) -> Graph:
@@ -105,6 +104,17 @@ def branched(seed: int, levels: int = 2) -> Graph:
     y = n.spike(n.add("add", (y, x), {"m0": np.int32(3), "m1": m1}), levels)
     y = n.add("sum_pool", (y,), kernel=(2, 2), strides=(2, 2), pads=(0, 0, 0, 0), dilations=(1, 1))
     return n.graph(n.linear(n.flat(y), 5, 40))
+
+
+def spread(seed: int) -> Graph:
+    """Dense layers whose thresholds lie further apart than one process can hold."""
+    n = Net(np.random.default_rng(seed), (12,))
+    a = n.linear(n.x, 10, 40)
+    reach = int(np.quantile(np.abs(n.values[a.name]), 0.9)) + 9000
+    theta = n.rng.integers(reach // 20, reach // 6, (10,))
+    params = {"init": n.rng.integers(0, 2000, (10,)), "theta": theta}
+    x = n.add("spike", (a,), params, kind="uniform", lo=0, hi=9)
+    return n.graph(n.linear(n.spike(n.linear(x, 8, 90), 2), 4, 50))
 
 
 def samples(graph: Graph, seed: int, n: int = 9) -> np.ndarray:

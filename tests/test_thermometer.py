@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,11 @@ import pytest
 
 from snnkit.errors import UnsupportedModel
 from snnkit.graph import Graph, make_node
+from snnkit.reference import dense
 from snnkit.thermometer import Stock, StockLayer, obstacles, thermometer
 from tests import lava_rules, step_corpus, stock_nets
+
+ONE = {"kind": "uniform", "lo": 0, "hi": 1}
 
 
 def stepped(stock: Stock, counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -106,62 +108,39 @@ def test_the_formulas_of_bias_and_threshold() -> None:
     assert np.array_equal(lif.bias - lif.vth, wanted.reshape(-1))
 
 
-def test_thresholds_far_apart_share_no_process() -> None:
-    n = stock_nets.Net(np.random.default_rng(3), (3, 5, 5))
-    x = n.spike(n.conv(n.x, 4, 14, pads=(1, 1, 1, 1)), 3)
-    charge = n.values["conv1"]
-    far = np.quantile(charge, [0.4, 0.6, 0.8, 0.95]).astype(np.int64).reshape(4, 1, 1) * 4 + 5000
-    params = {"init": np.zeros((1, 1, 1), np.int64), "theta": np.maximum(far // 3, 1)}
-    x = n.add("spike", (n.nodes[1],), params, kind="uniform", lo=0, hi=9)
-    graph = n.graph(n.linear(n.flat(x), 4, 50))
-    graph = replace(graph, nodes=tuple(m for m in graph.nodes if m.name != "spike2"))
-    counts = stock_nets.samples(graph, 5)
-    stock, values = thermometer(graph), stock_nets.expected(graph, counts)
+@pytest.mark.parametrize("seed", range(3))
+def test_thresholds_far_apart_share_no_process(seed: int) -> None:
+    graph = stock_nets.spread(seed)
+    stock = compare(graph, seed)
     processes = stock.layers[0].processes
     assert len(processes) > 1 and max(p.vth for p in processes) > 8192
-    assert np.array_equal(np.sort(np.concatenate([p.units for p in processes])), np.arange(900))
-    for name, value in stepped(stock, counts).items():
-        assert np.array_equal(value, values[name]), name
+    units = np.concatenate([p.units for p in processes])
+    assert np.array_equal(np.sort(units), np.arange(10 * 9))
 
 
-def test_charges_up_to_the_last_bit() -> None:
-    """|A| = 131071 is exact, one more is refused: u would wrap."""
-    for reach, fits in ((131071, True), (131072, False)):
-        weights = [[127] * 4 + [reach // 255 - 4 * 127, 0], [-127] * 4 + [0, 0]]
-        x = make_node("x", "input", (), {}, {"shape": (6,), "lo": 0, "hi": 255})
-        a = make_node("a", "linear", (x,), {"weight": weights})
-        m = make_node(
-            "m",
-            "add",
-            (a, x2 := make_node("p", "linear", (x,), {"weight": [[0] * 5 + [1]] * 2})),
-            {"m0": 1, "m1": 1},
-        )
-        top = m.hi
-        attrs = {"kind": "uniform", "lo": 0, "hi": 1}
-        theta = np.array([131071 if fits else 1000, 4000])
-        s = make_node("s", "spike", (m,), {"init": np.int32(0), "theta": theta}, attrs)
-        y = make_node("y", "readout", (s,), {"bias": np.int32(0)})
-        graph = stock_nets_graph((x, a, x2, m, s, y))
-        if top <= 131071:
-            counts = np.array([[255] * 6, [255] * 5 + [0], [0] * 6])
-            found = stepped(thermometer(graph), counts)["s"]
-            assert np.array_equal(found, stock_nets.dense(graph, {"x": counts})["s"])
-        else:
-            with pytest.raises(UnsupportedModel, match="'s'.*131,"):
-                thermometer(graph)
-
-
-def stock_nets_graph(nodes) -> Graph:
-    net = stock_nets.Net.__new__(stock_nets.Net)
-    net.nodes, net.x, net.values = list(nodes), nodes[0], {}
-    from snnkit.graph import Boundary
-
-    one, zero = np.float32(1).reshape(()), np.float32(0).reshape(())
-    ends = [
-        Boundary(f"t{n.name}", n.name, "float32", ("N", *n.shape), one, zero)
-        for n in (nodes[0], nodes[-1])
-    ]
-    return Graph(tuple(nodes), (ends[0],), (ends[1],), {})
+@pytest.mark.parametrize(("reach", "fits"), [(131071, True), (131072, False)])
+def test_charges_up_to_the_last_bit(reach: int, fits: bool) -> None:
+    """|A| = 131071 is exact; one more is refused, since u would wrap."""
+    x = make_node("x", "input", (), {}, {"shape": (6,), "lo": 0, "hi": 255})
+    rest = reach - 255 * 4 * 127 - 255 * 5
+    weights = [[127, 127, 127, 127, 5, 0], [-127, -127, -127, -127, -5, 0]]
+    a = make_node("a", "linear", (x,), {"weight": weights})
+    one = make_node("one", "spike", (x,), {"init": np.int32(0), "theta": np.int32(1)}, ONE)
+    b = make_node("b", "linear", (one,), {"weight": [[0] * 5 + [1], [0] * 5 + [-1]]})
+    m = make_node("m", "add", (a, b), {"m0": np.int32(1), "m1": np.int32(rest)})
+    assert (m.lo, m.hi) == (-reach, reach)
+    theta = np.array([reach if fits else 1000, 4000])
+    s = make_node("s", "spike", (m,), {"init": np.int32(0), "theta": theta}, ONE)
+    y = make_node("y", "readout", (s,), {"bias": np.int32(0)})
+    graph = stock_nets.closed([x, a, one, b, m, s, y])
+    if not fits:
+        with pytest.raises(UnsupportedModel, match=r"'s'.*131,072"):
+            thermometer(graph)
+        return
+    counts = np.array([[255] * 6, [255] * 5 + [0], [0] * 6, [255] * 4 + [254, 9]])
+    found = stepped(thermometer(graph), counts)["s"]
+    assert np.array_equal(found, dense(graph, {"x": counts})["s"])
+    assert found[:, 0].tolist() == [1, 0, 0, 0]
 
 
 def test_every_obstacle_is_named_at_once() -> None:
@@ -254,6 +233,7 @@ def test_the_real_processes_agree_on_every_neuron(tmp_path: Path) -> None:
         "chain": stock_nets.chain(7, levels=3),
         "ladder": stock_nets.chain(8, levels=2, ladder=True),
         "branched": stock_nets.branched(2),
+        "spread": stock_nets.spread(1),
     }
     job, stocks, wanted = Job(), {}, {}
     for name, graph in graphs.items():
@@ -264,8 +244,11 @@ def test_the_real_processes_agree_on_every_neuron(tmp_path: Path) -> None:
     compared = 0
     for name, stock in stocks.items():
         for e in stock.layers:
-            assert [len(p.units) for p in e.processes] == [e.copies * np.prod(e.shape)]
-            shown = found[f"{name}/{e.name}/0/v"] >> 6 if e.readout else found[f"{name}/{e.name}/0"]
+            units = e.copies * int(np.prod(e.shape))
+            shown = np.zeros((units, found[f"{name}/{e.name}/0"].shape[1]), np.int64)
+            for k, p in enumerate(e.processes):
+                key = f"{name}/{e.name}/{k}"
+                shown[p.units] = found[f"{key}/v"] >> 6 if e.readout else found[key]
             at = [stock.step_of(e.name, n) for n in range(6)]
             value = shown[:, at].reshape(e.copies, *e.shape, 6).sum(0)
             assert np.array_equal(np.moveaxis(value, -1, 0), wanted[name][e.name]), (name, e.name)

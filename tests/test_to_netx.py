@@ -1,4 +1,4 @@
-"""Export as .net: read back by the rules of lava-dl's reader, and the reader checked by its files."""
+"""Export as .net: read back by the rules of lava-dl's reader, which its own files check."""
 
 from __future__ import annotations
 
@@ -137,3 +137,12 @@ def test_the_reader_agrees_with_lava_dl_on_its_own_network() -> None:
         unbiased[0] -= layer.bias
         found = np.stack([layer.lif.step(a) for a in unbiased])
         assert np.array_equal(found, expected)
+
+
+def test_a_bias_per_position_is_refused(tmp_path) -> None:
+    n = stock_nets.Net(np.random.default_rng(3), (2, 4, 4))
+    a = n.conv(n.x, 3, 20)
+    params = {"init": n.rng.integers(0, 300, a.shape), "theta": np.int32(900)}
+    x = n.add("spike", (a,), params, kind="uniform", lo=0, hi=2)
+    graph = n.graph(n.linear(n.flat(x), 4, 50))
+    assert "differs between positions" in refused(graph, tmp_path / "net.net")["spike2"]

@@ -71,6 +71,7 @@ def _obstacles(stock: Stock, k: int) -> list[Problem]:
         most = int(np.abs(sum(c.weight * 2**c.exponent for c in connections)).max())
         reason = f"a weight of {most:,}; expected at most 127, there is one synapse per pair"
         found.append((reason, "use pools with fewer taps, or no sums in front of a layer"))
+    conv = connections[0].kind == "conv"
     if len(e.processes) > 1:
         levels = np.concatenate([p.vth - p.bias for p in e.processes])
         spread = int(levels.max()) - int(levels.min())
@@ -78,7 +79,9 @@ def _obstacles(stock: Stock, k: int) -> list[Problem]:
             f"thresholds {spread:,} apart; expected at most 8,190 around the layer's one vThMant"
         )
         found.append((reason, "use fewer levels, smaller weights, or a bound on charges"))
-    conv = connections[0].kind == "conv"
+    elif conv and _per_channel(e) is None:
+        reason = "a bias that differs between positions; a convolution has one per channel"
+        found.append((reason, "use no padding where the input has an offset"))
     if conv and k and stock.layers[k - 1].connections[0].kind != "conv":
         found.append(
             ("a convolution behind a dense layer", "the format flattens, it has no reshape")

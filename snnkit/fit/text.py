@@ -19,8 +19,8 @@ def fit_text(f: Fit) -> str:
         )
         lines.append(
             f"energy: {a.picojoules / 1e6:.4g} uJ per sample, ESTIMATE by the papers' 45 nm "
-            "convention (4.6 pJ per MAC of an input, 0.9 pJ per addition): it compares networks, it "
-            "is not this chip's. Latency: in steps only, no time per step has a source"
+            "convention (4.6 pJ per MAC of an input, 0.9 pJ per addition): it compares networks, "
+            "it is not this chip's. Latency: in steps only, no time per step has a source"
         )
     lines += ["", "limits:", *_constants(f.target)]
     lines += [f"note: {n}" for n in f.notes]
