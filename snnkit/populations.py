@@ -135,7 +135,7 @@ def _backward(node: Node, index: int, shapes: list[tuple[int, ...]], g: Ints) ->
     shape = shapes[index]
     if node.op == "linear":
         marks = (node.params["weight"] != 0).astype(np.float64)
-        return (g.astype(np.float64) @ marks).astype(np.int64)
+        return np.asarray((g.astype(np.float64) @ marks).astype(np.int64))
     if node.op == "conv":
         return _windows_back(node, shape, g, node.params["weight"] != 0)
     if node.op in ("sum_pool", "max_pool"):

@@ -195,7 +195,7 @@ def _levels(node: Node, source: Node) -> Ints:
     else:
         ladder = node.params["thresholds"].astype(np.int64)
         reached = np.moveaxis(np.broadcast_to(ladder, (*node.shape, ladder.shape[-1])), -1, 0)
-    return np.clip(reached - init - 1, source.lo - 1, source.hi)
+    return np.asarray(np.clip(reached - init - 1, source.lo - 1, source.hi))
 
 
 def _layer(p: Population, graph: Graph, copies: Mapping[str, int]) -> StockLayer:
