@@ -85,6 +85,8 @@ def convert(a: argparse.Namespace) -> int:
         bias_correction=not a.no_bias_correction,
         pack=not a.no_pack,
         timing=timing if from_nir or timing != Timing() else None,
+        target=a.target,
+        expression=a.expression,
     )
     data: dict[str, Any] = {"output": a.output, **describe_graph(graph)}
     text = f"{data['neurons']:,} spiking neurons, {data['macs']:,} MACs dense"
@@ -219,7 +221,16 @@ def info(a: argparse.Namespace) -> int:
     from snnkit.report import describe_graph, info_text
 
     content = read_bytes(a.model)
-    if not is_nir(a.model) and is_ours(parse_model(content, a.model)):
+    ours = not is_nir(a.model) and is_ours(parse_model(content, a.model))
+    if a.target:
+        if not ours:
+            raise UsageError(
+                f"'{a.model}' is no converted network; run snnkit convert --target on it first"
+            )
+        return _fit(a, from_bytes(content, a.model))
+    if a.expression or a.picture or a.input:
+        raise UsageError("--expression, --picture and --input tell how to fit; expected --target")
+    if ours:
         info = describe_graph(from_bytes(content, a.model))
         _print(a, info, info_text(info))
         return 0
@@ -227,6 +238,20 @@ def info(a: argparse.Namespace) -> int:
     info["meta"] = {"source": info["meta"]["source"]}
     info["note"] = "a float model; ranges and bounds are those of a conversion with made-up data"
     _print(a, info, f"{info_text(info)}\nconvertible: {info['note']}")
+    return 0
+
+
+def _fit(a: argparse.Namespace, graph: Graph) -> int:
+    """What `info --target` says. A graph that does not fit is an answer, so the code is 0."""
+    from snnkit.fit import fit, fit_text
+
+    samples = _read_array(a.input, "input") if a.input else None
+    found = fit(graph, a.target, a.expression, samples)
+    if a.picture:
+        from snnkit.fit.picture import draw
+
+        draw(found, a.picture)
+    _print(a, found.as_json(), fit_text(found))
     return 0
 
 

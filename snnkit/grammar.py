@@ -12,10 +12,12 @@ def _convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help="float ONNX file, or a spiking network as PATH.nir")
     p.add_argument("-o", "--output", required=True, help="net.onnx to write")
     p.add_argument("--calibration", help=".npy, or .npz by input name: real inputs (.nir: if any)")
-    p.add_argument("--levels", type=int, default=255, help="steps of each activation, 1..255")
+    p.add_argument("--levels", type=int, help="steps of each activation, 1..255; default 255")
     p.add_argument("--weight-bits", type=int, default=8, help="2..8")
     p.add_argument("--calibrator", choices=("mse", "percentile", "minmax"), default="mse")
     p.add_argument("--staircase", choices=("auto", "uniform", "ladder"), default="auto")
+    p.add_argument("--target", help="choose grids that fit a chip: loihi1, loihi2, lava-cpu")
+    _expression(p)
     p.add_argument("--no-bias-correction", action="store_true")
     p.add_argument("--no-pack", action="store_true", help="keep the channels in the model's order")
     p.add_argument("--dt", type=float, help=".nir: seconds per step; 1e-4, or 1 if only IF fire")
@@ -24,6 +26,14 @@ def _convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("--steps", type=int, help=".nir: most steps of a run; default the data's, 1000")
     p.add_argument(
         "--verify", type=int, default=16, metavar="N", help="samples to prove it on; 0: none"
+    )
+
+
+def _expression(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--expression",
+        choices=("bif", "thermometer"),
+        help="of a neuron on the target: microcode of its own, or a stock LIF per level",
     )
 
 
@@ -88,6 +98,10 @@ def _train(p: argparse.ArgumentParser) -> None:
 
 def _info(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help="float ONNX file, PATH.nir or net.onnx")
+    p.add_argument("--target", help="what it takes on a chip: loihi1, loihi2, lava-cpu")
+    _expression(p)
+    p.add_argument("--input", help=".npy: with --target, run it and count spikes and operations")
+    p.add_argument("--picture", help="with --target, .png to write: cores filled by layer")
 
 
 def _bench(p: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,15 @@ def convert(
     model: Any,
     calibration: Any = None,
     *,
-    levels: int = 255,
+    levels: int | None = None,
     weight_bits: int = 8,
     calibrator: str = "mse",
     staircase: str = "auto",
     bias_correction: bool = True,
     pack: bool = True,
     timing: Timing | None = None,
+    target: str | None = None,
+    expression: str | None = None,
 ) -> Graph:
     """A float model as a graph of integers; from there on the conversion error is zero.
 
@@ -51,7 +54,7 @@ def convert(
         a NIR file, PATH.nir, or nir.NIRGraph (`converters.from_nir`), with calibration optional.
     calibration : [N, *shape] array, or a mapping by input name. Real inputs in the scaling that
         the model expects: ranges and the input's scale come from them, nothing is guessed.
-    levels : 1..255, steps of each activation's staircase.
+    levels : 1..255, steps of each activation's staircase; default 255, for a target fewer.
     weight_bits : 2..8, symmetric, per output channel.
     calibrator : "mse" (least squared error), "percentile" (99.9), "minmax".
     staircase : "auto" (one theta per channel where that moves no level noticeably, else a
@@ -61,13 +64,33 @@ def convert(
         (`snnkit.converters.packing`): exact, and less work. False keeps the model's own order,
         as a prepared model always does.
     timing : of a NIR network only: `snnkit.converters.Timing`, how its equations step.
+    target, expression : a chip (`snnkit.targets`) and the kind of its neurons (`snnkit.fit`):
+        grids are chosen so that every charge, threshold and bias fits there.
 
     Raises
     ------
-    UnsupportedModel : with every node that cannot be converted, by name.
+    UnsupportedModel : with every node that cannot be converted, or does not fit the target, by
+        name.
     BadCalibration : wrong shape or type, empty, NaN.
     """
-    policy = Policy(levels, weight_bits, calibrator, staircase, bias_correction, pack)
+    steps = 255 if levels is None else levels
+    policy = Policy(steps, weight_bits, calibrator, staircase, bias_correction, pack)
+    if target is None:
+        if expression is not None:
+            raise UsageError(f"expression {expression!r} without a target; expected both")
+        return _convert(model, calibration, policy, timing)
+    from snnkit.converters.for_target import LEVELS, chosen, fitted, require
+
+    chip, kind = chosen(target, expression)
+    own = is_prepared(model) or is_recurrent(model) or is_nir(model) or _is_spiking(model)
+    if own:
+        return require(_convert(model, calibration, policy, timing), chip, kind)
+    if levels is None:
+        policy = replace(policy, levels=LEVELS[kind])
+    return fitted(lambda p: _convert(model, calibration, p, timing), policy, chip, kind)
+
+
+def _convert(model: Any, calibration: Any, policy: Policy, timing: Timing | None) -> Graph:
     _check(policy)
     if timing is not None and not is_nir(model):
         raise UsageError(f"{timing} for a model without differential equations; expected a NIR one")

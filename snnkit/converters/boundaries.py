@@ -120,7 +120,7 @@ def finer(net: Network, x: Affine, name: str) -> Affine:
     parts = x.offset / x.scale
     if x.node.op in ("conv", "linear") or not np.abs(parts - np.rint(parts)).max() > 2.0**-8:
         return x
-    if x.node.peak * 2**8 > GRID_BOUND:
+    if x.node.peak * 2**8 > net.policy.grid:
         return x
     node = net.add(f"{name}.fine", "add", [x.node], {"m0": np.int64(2**8)})
     return net.affine(node, x.scale / 2**8, x.offset)

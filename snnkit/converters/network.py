@@ -18,7 +18,7 @@ import numpy.typing as npt
 from snnkit.converters.activations import IDENTITY, Activation, Floats
 from snnkit.converters.calibration import Statistics
 from snnkit.converters.staircases import build
-from snnkit.graph import Node, make_node
+from snnkit.graph import INT32_BOUND, Node, make_node
 from snnkit.ops import TABLE
 from snnkit.ops.op import Ints
 from snnkit.ops.synapses import correlate
@@ -35,7 +35,10 @@ GRID_NOISE = 1e-4
 
 @dataclass(frozen=True)
 class Policy:
-    """How floats become integers. See `snnkit.converters.convert`."""
+    """How floats become integers. See `snnkit.converters.convert`.
+
+    charge, potential : no |charge| of synapses and sums, no |membrane potential| beyond it.
+    """
 
     levels: int = 255
     weight_bits: int = 8
@@ -43,6 +46,13 @@ class Policy:
     staircase: str = "auto"
     bias_correction: bool = True
     pack: bool = True
+    charge: int = INT32_BOUND
+    potential: int = INT32_BOUND
+
+    @property
+    def grid(self) -> int:
+        """Largest charge of a common grid: room for what is added to it is left."""
+        return min(GRID_BOUND, self.charge, self.potential // 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +147,8 @@ class Network:
         if self.statistics is None:
             raise Refusal("no calibration data", "give calibration data")
         stairs = self.statistics.staircase(out, levels, self.policy.calibrator)
-        params, attrs = build(x.node, x.scale, x.offset, act, stairs, self.policy.staircase)
+        form, room = self.policy.staircase, self.policy.potential
+        params, attrs = build(x.node, x.scale, x.offset, act, stairs, form, room)
         name = out if out not in self.nodes else f"{out}.spike"
         node = self.add(name, "spike", [x.node], params, attrs)
         return self.affine(node, stairs.step, 0.0)
@@ -206,6 +217,9 @@ class Network:
         if on_grid:
             step = grid_step(rows, limit, step)
         integers = np.clip(np.rint(rows / step[:, None]), -limit, limit).astype(np.int64)
+        while (over := _beyond(np.abs(integers).sum(axis=1) * reach_of(x.node), self.policy)).any():
+            step = np.where(over, step * over * 1.001, step)
+            integers = np.clip(np.rint(rows / step[:, None]), -limit, limit).astype(np.int64)
         node = self.add(name, op, [x.node], {"weight": integers.reshape(weight.shape)}, attrs)
         along = (-1, *(1,) * (len(node.shape) - 1)) if op == "conv" else (-1,)
         return self.affine(node, step.reshape(along), 0.0)
@@ -215,7 +229,8 @@ class Network:
         rank = max(len(t.shape) for t in terms)
         if any(len(t.shape) != rank for t in terms):
             raise Refusal("the tensors to add have different ranks", "add tensors of one rank")
-        unit, multipliers = common_grid([t.scale for t in terms], [t.node for t in terms])
+        scales, nodes = [t.scale for t in terms], [t.node for t in terms]
+        unit, multipliers = common_grid(scales, nodes, self.policy)
         params = {f"m{i}": m for i, m in enumerate(multipliers)}
         node = self.add(name, "add", [t.node for t in terms], params)
         offset = terms[0].offset
@@ -229,7 +244,7 @@ class Network:
             return x
         known = np.abs(x.scale[x.scale != 0])
         smallest = float(known.min()) if known.size else 1.0
-        room = GRID_BOUND / max(1, x.node.peak) / (np.abs(x.scale).max() / smallest)
+        room = self.policy.grid / max(1, x.node.peak) / (np.abs(x.scale).max() / smallest)
         finer = 2.0 ** np.clip(np.floor(np.log2(max(room, 1.0))), 0, 10)
         multiplier = np.rint(x.scale / smallest * finer).astype(np.int64)
         node = self.add(f"{name}.even", "add", [x.node], {"m0": multiplier})
@@ -269,9 +284,11 @@ def grid_step(rows: Floats, limit: int, otherwise: Floats) -> Floats:
     return step
 
 
-def common_grid(scales: Sequence[Floats], nodes: Sequence[Node]) -> tuple[Floats, list[Ints]]:
+def common_grid(
+    scales: Sequence[Floats], nodes: Sequence[Node], policy: Policy
+) -> tuple[Floats, list[Ints]]:
     """One unit per channel and integer multipliers m_i = round(scale_i / unit), as exact as the
-    32-bit bound allows, at most `GRID_ERROR` off where there is room."""
+    bounds of the policy allow, at most `GRID_ERROR` off where there is room."""
     magnitude = np.stack(np.broadcast_arrays(*[np.abs(s) for s in scales]))
     positive = np.where(magnitude > 0, magnitude, np.inf)
     finest = positive.min(axis=0)
@@ -285,11 +302,30 @@ def common_grid(scales: Sequence[Floats], nodes: Sequence[Node]) -> tuple[Floats
             float((np.abs(np.rint(r) - r) / np.where(r == 0, 1.0, np.abs(r))).max()) for r in ratios
         )
         reach = sum(float(np.abs(r).max()) * p * 2 for r, p in zip(ratios, peaks, strict=True))
-        if worst <= GRID_ERROR or reach > GRID_BOUND:
+        if worst <= GRID_ERROR or reach > policy.grid:
             break
         finer *= 2
     unit = finest / finer
-    return unit, [np.rint(s / unit).astype(np.int64) for s in scales]
+    while True:
+        multipliers = [np.rint(s / unit).astype(np.int64) for s in scales]
+        total = sum(np.abs(m) * reach_of(n) for m, n in zip(multipliers, nodes, strict=True))
+        over = _beyond(np.asarray(total), policy)
+        if not over.any():
+            return unit, multipliers
+        # a term that is nothing beside the others must not make their sum larger than may be
+        unit = np.where(over, unit * over * 1.001, unit)
+
+
+def reach_of(node: Node) -> int:
+    """Largest magnitude of a node's value."""
+    return max(-node.lo, node.hi)
+
+
+def _beyond(charge: Ints, policy: Policy) -> Floats:
+    """charge / bound where a target's bound is exceeded, else 0. Beyond 32 bits, which are the
+    bound without a target, a layer is refused instead (`make_node`)."""
+    share: Floats = charge / policy.charge
+    return np.where((share > 1) & (policy.charge < INT32_BOUND), share, 0.0)
 
 
 def padded_response(x: Affine, weight: Floats, attrs: Mapping[str, Any]) -> Floats:

@@ -33,12 +33,21 @@ Spike = tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]
 
 
 def build(
-    charge: Node, scale: Floats, offset: Floats, act: Activation, stairs: Staircase, form: str
+    charge: Node,
+    scale: Floats,
+    offset: Floats,
+    act: Activation,
+    stairs: Staircase,
+    form: str,
+    bound: int = INT32_BOUND,
 ) -> Spike:
-    """(params, attrs) of the spike node that reads `charge`. scale > 0 everywhere."""
+    """(params, attrs) of the spike node that reads `charge`. scale > 0 everywhere.
+
+    bound : of the membrane potential of a uniform staircase.
+    """
     attrs = {"lo": stairs.lo, "hi": stairs.hi}
     if form != "ladder" and act.clip is not None and _holds_range(act.clip, stairs):
-        params = _uniform(charge, scale, offset, stairs, strict=form == "auto")
+        params = _uniform(charge, scale, offset, stairs, form == "auto", bound)
         if params is not None:
             return params, {"kind": "uniform", **attrs}
     params = _ladder(charge, scale, offset, act, stairs)
@@ -53,12 +62,17 @@ def _holds_range(bounds: tuple[float, float], stairs: Staircase) -> bool:
 
 
 def _uniform(
-    charge: Node, scale: Floats, offset: Floats, stairs: Staircase, strict: bool
+    charge: Node,
+    scale: Floats,
+    offset: Floats,
+    stairs: Staircase,
+    strict: bool,
+    bound: int,
 ) -> dict[str, npt.NDArray[Any]] | None:
     exact = stairs.step / scale
     theta = np.maximum(np.rint(exact), 1.0)
     span = max(-stairs.lo, stairs.hi) + 1
-    room = INT32_BOUND - charge.peak - 1
+    room = bound - charge.peak - 1
     if (theta * span * 4 > room).any():
         return None
     moved = np.abs(theta - exact) / exact * max(-stairs.lo, stairs.hi)

@@ -11,7 +11,7 @@ from snnkit.graph import Graph
 
 __all__ = ["FORMATS", "export"]
 
-FORMATS = {".nir": "to_nir"}
+FORMATS = {".net": "to_netx", ".nir": "to_nir"}
 """Suffix of the file -> module here with `write(graph, path)`, which may return lines that say what
 the file cannot express."""
 

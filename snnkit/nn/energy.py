@@ -1,43 +1,23 @@
-"""Energy of a spiking network by the papers' convention and by counted operations, side by side.
+"""Energy of a spiking network by the papers' convention; `snnkit.energy` counts operations.
 
-45 nm figures: 4.6 pJ for a multiply-accumulate (MAC), 0.9 pJ for an accumulate (AC), as in the
-published counters (Spikingformer and its sisters). Both readings leave out neurons, pooling and
-memory: they compare networks, they do not predict a chip.
+Both readings leave out neurons, pooling and memory: they compare networks, they do not predict a
+chip.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snnkit.nn.integer_network import each_step
+from snnkit.energy import PICOJOULES, LayerEnergy, counted_energy
 from snnkit.nn.state import reset_net
 
-PICOJOULES = {"MAC": 4.6, "AC": 0.9}
+__all__ = ["PICOJOULES", "LayerEnergy", "counted_energy", "paper_energy"]
+
 MOST_GRADED = 30
 """Largest integer that convention 1 takes for that many spikes."""
-
-
-@dataclass(frozen=True)
-class LayerEnergy:
-    """One layer, per sample, all steps together.
-
-    dense : multiply-accumulates if every input counted. rate : share of `dense` that is counted.
-    kind : "MAC" or "AC". operations = rate * dense (convention) or a count (backend).
-    """
-
-    name: str
-    kind: str
-    dense: float
-    rate: float
-    operations: float
-
-    @property
-    def picojoules(self) -> float:
-        return self.operations * PICOJOULES[self.kind]
 
 
 def paper_energy(model: nn.Module, x: Tensor, graded: bool = False) -> list[LayerEnergy]:
@@ -90,25 +70,3 @@ def _rate(x: Tensor, graded: bool) -> float | None:
     if not whole or float(counts.max()) > most + 0.5 or float(counts.min()) < 0:
         return None
     return float(counts.double().mean())
-
-
-def counted_energy(graph: Any, result: Any) -> list[LayerEnergy]:
-    """The same from a backend's own count: the synapses that events really crossed.
-
-    graph : an exported network, result : a `Result` of a run of it. A layer that reads the
-    quantised input multiplies (MAC), the others accumulate. An event of a pooled count of k
-    spikes is one operation. Borders and strides make this differ from rate times dense.
-    """
-    rows = []
-    nodes, timed = {n.name: n for n in graph.nodes}, each_step(graph)
-    for name, crossed in result.synops.items():
-        source = nodes[nodes[name].inputs[0]]
-        while source.op in ("route", "sum_pool", "max_pool"):
-            source = nodes[source.inputs[0]]
-        kind = "MAC" if source.op == "input" else "AC"
-        weight = nodes[name].params["weight"]
-        times = graph.steps if name in timed else 1
-        dense = nodes[name].units * weight[0].size * times
-        operations = float(crossed.mean())
-        rows.append(LayerEnergy(name, kind, float(dense), operations / dense, operations))
-    return rows
