@@ -26,7 +26,7 @@ from snnkit.errors import UnsupportedModel
 from snnkit.graph import Graph
 from snnkit.reference import dense, input_counts
 from tests.recurrent_models import Sequences, drawn
-from tests.shared_data import shared
+from tests.shared_data import HOME, needed
 
 SHARE = 0.05
 """Tolerated quantisation error at 255 levels, as a share of an output's largest value: weights and
@@ -83,10 +83,11 @@ SHARED = {
 }
 
 
+@needed
 @pytest.mark.parametrize("name", SHARED)
 def test_models_of_others(name: str, tmp_path: Path) -> None:
     """Trained or made elsewhere: every neuron at every element in every execution."""
-    path = shared(f"onnx/{name}.onnx")
+    path = HOME / "onnx" / f"{name}.onnx"
     rng = np.random.default_rng(0)
     shape = (24, 5, 5) if "onnx2c" in name else (5, 24, 4)
     x = rng.normal(size=shape).astype(np.float32)

@@ -160,6 +160,7 @@ def _build(source: FloatModel, given: dict[str, Array] | None, policy: Policy) -
         source.steps if sweeps and not source.free_steps else 0,
         {n.name: network.plan.latches[n.name] for n in nodes if n.op == "latch"},
         source.lengths,
+        next((p.dtype for p in source.inputs if p.name == source.lengths), "int32"),
     )
     if policy.pack and not sweeps:
         graph = pack_by(graph, network.value).graph

@@ -106,8 +106,20 @@ def _lengths(model: FloatModel, recurrent: list[Op]) -> str:
         for op in recurrent
         if len(op.inputs) > LENGTHS_INPUT and op.inputs[LENGTHS_INPUT]
     }
+    for op in reversed(model.ops):
+        if op.op in ("Cast", "Identity") and named.intersection(op.outputs):
+            named.update(op.inputs)
     found = [p.name for p in model.inputs if p.name in named]
     return found[0] if found else ""
+
+
+def lengths_names(model: FloatModel) -> frozenset[str]:
+    """The input with the lengths of sequences, and what is nothing but a cast of it."""
+    found = {model.lengths} - {""}
+    for op in model.ops:
+        if op.op in ("Cast", "Identity") and found.intersection(op.inputs):
+            found.update(op.outputs)
+    return frozenset(found)
 
 
 def _all_targets(model: FloatModel) -> list[str]:
@@ -149,8 +161,7 @@ class _Values:
         for shapes in _shapes(model, samples):
             self.feeds = {p.name: self._random(p, shapes[p.name]) for p in model.inputs}
             if lengths:
-                steps = max(s[0] for s in shapes.values() if len(s) > 1)
-                self.feeds[lengths] = np.full_like(self.feeds[lengths], steps)
+                self.feeds[lengths] = np.ones_like(self.feeds[lengths])
             try:
                 self.base = self._run(self.feeds)
                 return

@@ -94,6 +94,8 @@ def read_output(reader: Reader, port: Port) -> Boundary:
                 "reshape it so that each has an axis",
             )
         )
+    if reader.model.lengths and reader.frame(port.name).time is not None:
+        _check_padding(reader, port)
     steps = value.steps if isinstance(value, Posted) else ()
     x = value.value if isinstance(value, Posted) else value
     tensor = _before_steps(reader, port.name) if steps else port.name
@@ -122,6 +124,24 @@ def read_output(reader: Reader, port: Port) -> Boundary:
         dims[frame.time] = model.free_steps or model.steps
     none, axes = frozen(np.float32(0.0)), {"batch": frame.batch, "time": frame.time}
     return Boundary(port.name, node.name, port.dtype, tuple(dims), scale, none, steps, **axes)
+
+
+def _check_padding(reader: Reader, port: Port) -> None:
+    """A problem where the model says more than zero behind the end of a sequence."""
+    stats, model = reader.net.statistics, reader.model
+    assert stats is not None
+    some = model.take(stats.samples, np.zeros(model.batch, int))
+    some[model.lengths] = np.ones_like(some[model.lengths])
+    value = next(iter(model.run(some, [port.name])))[port.name]
+    if value[:, 1:].any():
+        reader.problems.append(
+            Problem(
+                port.name,
+                "output",
+                "is not zero behind the end of a sequence, where a network is silent",
+                "make Y itself the output, or states of the last element",
+            )
+        )
 
 
 def _before_steps(reader: Reader, name: str) -> str:

@@ -22,7 +22,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from snnkit.boundary import DTYPES, check_samples
-from snnkit.converters.axes import RECURRENT, find_axes
+from snnkit.converters.axes import RECURRENT, find_axes, lengths_names
 from snnkit.converters.frames import Frame, Trace, trace
 from snnkit.errors import BadCalibration, ExternalData, Problem, UnreadableFile, UnsupportedModel
 from snnkit.files import is_ours, parse_model, read_bytes
@@ -217,7 +217,12 @@ class FloatModel:
     @property
     def data_ops(self) -> tuple[Op, ...]:
         """The nodes whose outputs depend on the data."""
-        return tuple(op for op in self.ops if not set(op.outputs) <= self.static)
+        lengths = lengths_names(self)
+        return tuple(
+            op
+            for op in self.ops
+            if not (set(op.outputs) <= self.static or set(op.outputs) <= lengths)
+        )
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -458,7 +463,7 @@ def with_time_first(graph: onnx.GraphProto) -> None:
         label = node.name or node.output[0]
 
         def turn(source: str, target: str, perm: list[int]) -> onnx.NodeProto:
-            return helper.make_node("Transpose", [source], [target], name=target, perm=perm)
+            return helper.make_node("Transpose", [source], [target], f"{target}/turned", perm=perm)
 
         for i in (0, 5, 6):
             if len(node.input) > i and node.input[i]:

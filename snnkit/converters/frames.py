@@ -21,7 +21,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from snnkit.converters.axes import RECURRENT
+from snnkit.converters.axes import RECURRENT, lengths_names
 
 if TYPE_CHECKING:
     from snnkit.converters.float_model import FloatModel, Op, Probe
@@ -134,14 +134,14 @@ class Trace:
 
 def trace(model: FloatModel) -> Trace:
     """The frames of all tensors that depend on the data, as far as they can be told."""
-    found = Trace()
+    found, lengths = Trace(), lengths_names(model)
     for port in model.inputs:
         if port.name != model.lengths:
             found.frames[port.name] = Frame(port.batch, port.time)
     for op in model.data_ops:
         known = [n for n in op.inputs if n in found.frames]
         unknown = [n for n in op.inputs if n and n not in model.static and n not in found.frames]
-        if not known or [n for n in unknown if n != model.lengths]:
+        if not known or [n for n in unknown if n not in lengths]:
             continue
         try:
             for name, frame in _frames(model, op, found).items():

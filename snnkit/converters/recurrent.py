@@ -16,7 +16,7 @@ import numpy as np
 
 from snnkit.converters import activations as act
 from snnkit.converters.activations import Activation, Floats
-from snnkit.converters.axes import LENGTHS_INPUT, RECURRENT
+from snnkit.converters.axes import LENGTHS_INPUT, RECURRENT, lengths_names
 from snnkit.converters.calibration import Staircase, choose
 from snnkit.converters.float_model import Array, Op
 from snnkit.converters.frames import Refusal
@@ -24,7 +24,7 @@ from snnkit.converters.layout import move
 from snnkit.converters.network import Affine, Network
 from snnkit.converters.reader import Handler, Reader
 from snnkit.converters.recurrence import Cell, read_cells
-from snnkit.graph import Node
+from snnkit.graph import LENGTHS_TYPES, Node
 
 MEANT = 1e-3
 """Largest share of its range by which Y of the equations may miss onnxruntime's: float32 against
@@ -52,7 +52,7 @@ def recurrent(reader: Reader, op: Op) -> None:
 
 
 def _lengths(reader: Reader, op: Op) -> None:
-    """Refuse lengths of sequences other than the model's own int32 input, read by all alike."""
+    """Refuse lengths of sequences other than an input of the model, read by all alike."""
     name = op.inputs[LENGTHS_INPUT] if len(op.inputs) > LENGTHS_INPUT else ""
     model = reader.model
     if name and name in model.constants:
@@ -62,17 +62,18 @@ def _lengths(reader: Reader, op: Op) -> None:
                 "make sequence_lens an input of the model, or leave it out",
             )
         name = ""
-    if name and name != model.lengths:
+    known = lengths_names(model)
+    if name and name not in known:
         raise Refusal(
-            f"sequence_lens '{name}' are computed", "make them an int32 input of the model"
+            f"sequence_lens '{name}' are computed", "make them an input [N] of the model"
         )
-    if name != model.lengths:
+    if known and not name:
         raise Refusal(
             f"it does not read the lengths '{model.lengths}' that other operators read",
             "give sequence_lens to all recurrent operators or to none",
         )
-    port = next((p for p in model.inputs if p.name == name), None)
-    if port is not None and (port.dtype != "int32" or len(port.dims) != 1):
+    port = next((p for p in model.inputs if p.name in known), None)
+    if port is not None and (port.dtype not in LENGTHS_TYPES or len(port.dims) != 1):
         raise Refusal(f"sequence_lens of type {port.dtype}", "make them an int32 input [N]")
     if port is not None and not model.free_steps:
         raise Refusal(
@@ -164,7 +165,7 @@ class _Builder:
         levels = policy.levels
         found: dict[str, Staircase] = {}
         for name, values in inner.items():
-            if name in cell.sigmoids:
+            if name in cell.sigmoids and name != "state":
                 found[name] = Staircase(1.0 / levels, 0, levels)
             elif not name.startswith("first") and name not in "hc":
                 parts = [values]
