@@ -166,9 +166,9 @@ class Network:
         stats = self.statistics
         if not self.policy.bias_correction or stats is None or tensor not in stats.means:
             return x
+        if stats.model.lengths:
+            return x  # sequences end at different elements, and means are over all of them
         timed = self.timed(x.node)
-        if timed and stats.model.lengths:
-            return x  # behind the end of a sequence there is nothing to correct
         mean = self.value(x.node).mean(axis=(0, 1) if timed else 0)
         missing = stats.means[tensor].reshape(x.shape) - (x.scale * mean + x.offset)
         # one correction per channel, as a bias has; the channel axis is where the scale varies
@@ -272,7 +272,8 @@ def common_grid(scales: Sequence[Floats], nodes: Sequence[Node]) -> tuple[Floats
     positive = np.where(magnitude > 0, magnitude, np.inf)
     finest = positive.min(axis=0)
     finest = np.where(np.isfinite(finest), finest, 1.0)
-    peaks = [float(n.peak) for n in nodes]
+    # what a spiking node tells is smaller than the charge that it holds
+    peaks = [float(max(-n.lo, n.hi)) for n in nodes]
     finer = 1.0
     while finer < 2**12:
         unit = finest / finer
