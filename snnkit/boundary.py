@@ -34,7 +34,7 @@ def as_inputs(graph: Graph, x: Any) -> dict[str, npt.NDArray[Any]]:
     }
     counts = {b.name: checked[b.name].shape[b.batch] for b in graph.inputs}
     if graph.lengths:
-        lengths = check_samples(graph.lengths, "int32", ("N",), named[graph.lengths])
+        lengths = check_samples(graph.lengths, graph.lengths_dtype, ("N",), named[graph.lengths])
         checked[graph.lengths], counts[graph.lengths] = lengths, len(lengths)
     if len(set(counts.values())) != 1:
         raise BadCalibration(f"numbers of samples differ between inputs: {counts}")

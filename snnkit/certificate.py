@@ -346,12 +346,15 @@ def quantisation_error(
     if source is None:
         return found
     from snnkit.converters.float_model import FloatModel
+    from snnkit.converters.frames import Frame
 
     model = FloatModel(source)
     if model.source_digest != graph.meta.get("source"):
         found["warning"] = "the source given is not the file that the network was converted from"
     model.fix_shapes(x)
-    floats = np.concatenate([chunk[name] for chunk in model.run(model.check(x), [name])])
+    parts = [chunk[name] for chunk in model.run(model.check(x), [name])]
+    frame = model.frames.get(name, Frame())
+    floats = frame.restored(np.concatenate(parts))
     gap = np.abs(floats.astype(np.float64) - outputs[name].astype(np.float64))
     found["largest_output_gap"] = float(gap.max())
     found["mean_output_gap"] = float(gap.mean())

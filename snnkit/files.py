@@ -218,7 +218,8 @@ def _rebuild(text: str, tensors: dict[str, TensorProto], where: str) -> Graph:
         raise MalformedGraph(
             f"{where}: the graph's description is incomplete: {error!r}"
         ) from error
-    return Graph(tuple(nodes.values()), inputs, outputs, meta, sweeps, steps, latches, lengths)
+    kind = str(content.get("lengths_dtype", "int32"))
+    return Graph(tuple(nodes.values()), inputs, outputs, meta, sweeps, steps, latches, lengths, kind)
 
 
 def _rebuild_node(

@@ -45,6 +45,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 INT32_BOUND = 2**31 - 1
 BOUNDARY_TYPES = ("float32", "float16", "float64", "uint8", "int8", "int32", "int64")
 """Types that a tensor at the boundary may have."""
+LENGTHS_TYPES = ("int32", "int64")
 MAX_UNITS = 2**28
 """Most units of one node: a size is checked before anything of that size is allocated."""
 MAX_NODES = 100_000
@@ -196,8 +197,9 @@ class Graph:
     """Nodes in topological order, the boundaries, and where they came from (`meta`, strings).
 
     sweeps : (number of nodes, direction) of each sweep. steps : T, or 0. latches : latch -> source.
-    lengths : name of an int32 input [N] of the model, or "". Then sample n takes its first
-    lengths[n] steps only, in either direction; outputs of later steps are zero.
+    lengths : name of an input [N] of the model, or "". Then sample n takes its first lengths[n]
+    steps only, in either direction; outputs of later steps are zero. lengths_dtype : its type,
+    int32 or int64.
     """
 
     nodes: tuple[Node, ...]
@@ -208,6 +210,7 @@ class Graph:
     steps: int = 0
     latches: Mapping[str, str] = field(default_factory=dict)
     lengths: str = ""
+    lengths_dtype: str = "int32"
 
     @cached_property
     def node(self) -> Mapping[str, Node]:
@@ -280,6 +283,8 @@ class Graph:
         if sorted(b.node for b in self.outputs) != sorted(readouts) or not readouts:
             raise InvalidGraph("the output boundaries and the readout nodes are not the same")
         tensors = [b.name for b in (*self.inputs, *self.outputs)]
+        if self.lengths_dtype not in LENGTHS_TYPES:
+            raise InvalidGraph(f"lengths of type {self.lengths_dtype!r}; expected {LENGTHS_TYPES}")
         if self.lengths:
             _check_name(self.lengths)
             tensors.append(self.lengths)
@@ -360,6 +365,8 @@ def describe(graph: Graph) -> dict[str, Any]:
         time["sweeps"] = [list(pair) for pair in graph.sweeps]
         time["steps"], time["latches"] = graph.steps, dict(sorted(graph.latches.items()))
         time.update({"lengths": graph.lengths} if graph.lengths else {})
+        if graph.lengths_dtype != "int32":
+            time["lengths_dtype"] = graph.lengths_dtype
     return {
         "nodes": [
             {

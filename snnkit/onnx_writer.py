@@ -102,7 +102,7 @@ def _lengths(graph: Graph) -> list[onnx.ValueInfoProto]:
         return []
     first = graph.inputs[0]
     dims = [first.dims[first.batch]]
-    return [helper.make_tensor_value_info(graph.lengths, TensorProto.INT32, dims)]
+    return [helper.make_tensor_value_info(graph.lengths, ONNX_TYPES[graph.lengths_dtype], dims)]
 
 
 def emit_recording(graph: Graph, names: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:

@@ -162,7 +162,7 @@ def test_all_offending_nodes_are_named_at_once() -> None:
     product = Builder((3, 9, 7))
     left = product.conv(4, 3)
     product.op("Relu")
-    product.op("Mul", left)
+    product.op("Div", left)
     product.op("Softmax", axis=0)
     with pytest.raises(UnsupportedModel, match="depend on the data"):
         convert(product.model(), product.samples())

@@ -185,21 +185,33 @@ def _build(source: FloatModel, given: dict[str, Array] | None, policy: Policy) -
         raise
     network = Network(policy, statistics)
     reader = Reader(source, network, HANDLERS)
-    inputs = [read_input(reader, port, statistics) for port in source.inputs]
+    inputs = [read_input(reader, port, statistics) for port in source.data_inputs]
     reader.read()
     outputs = [read_output(reader, port) for port in source.outputs]
     if reader.problems:
         raise UnsupportedModel(reader.problems)
-    nodes = network.used([b.node for b in (*inputs, *outputs)])
-    graph = Graph(nodes, tuple(inputs), tuple(outputs), _meta(source, statistics, policy))
-    if policy.pack:
+    nodes, sweeps = network.plan.sweeps([b.node for b in (*inputs, *outputs)])
+    graph = Graph(
+        nodes,
+        tuple(inputs),
+        tuple(outputs),
+        _meta(source, statistics, policy, policy.pack and not sweeps),
+        sweeps,
+        source.steps if sweeps and not source.free_steps else 0,
+        {n.name: network.plan.latches[n.name] for n in nodes if n.op == "latch"},
+        source.lengths,
+        next((p.dtype for p in source.inputs if p.name == source.lengths), "int32"),
+    )
+    if policy.pack and not sweeps:
         graph = pack_by(graph, network.value).graph
     graph.check()
     return graph
 
 
-def _meta(source: FloatModel, statistics: Statistics, policy: Policy) -> dict[str, str]:
-    count = len(next(iter(statistics.samples.values())))
+def _meta(
+    source: FloatModel, statistics: Statistics, policy: Policy, packed: bool
+) -> dict[str, str]:
+    count = statistics.count
     correction = "yes" if policy.bias_correction else "no"
     return {
         "version": snnkit.__version__,
@@ -207,5 +219,5 @@ def _meta(source: FloatModel, statistics: Statistics, policy: Policy) -> dict[st
         "calibration": f"{count} samples, {policy.calibrator}, bias correction {correction}",
         "quantisation": f"levels {policy.levels}, weight bits {policy.weight_bits}, "
         f"staircase {policy.staircase}",
-        "channels": "by activity" if policy.pack else "as in the source",
+        "channels": "by activity" if packed else "as in the source",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from snnkit.boundary import quantise
+from snnkit.boundary import quantise, take_samples
 from snnkit.converters.calibration import Statistics
 from snnkit.converters.float_model import Array, Port
 from snnkit.converters.network import GRID_BOUND, Affine, Network, varies_only
@@ -16,13 +16,16 @@ INPUT_LEVELS = 255
 
 
 def read_input(reader: Reader, port: Port, statistics: Statistics) -> Boundary:
-    shape = tuple(int(n) for n in port.dims[1:])
-    samples = statistics.samples[port.name].astype(np.float32)
+    shape, timed = reader.shape(port.name), port.time is not None
+    samples = statistics.input(port.name).astype(np.float32).reshape(-1, *shape)
     scale, offset, lo = input_grid(samples, len(shape))
     attrs = {"shape": shape, "lo": lo, "hi": lo + INPUT_LEVELS}
-    node = reader.net.add(port.name, "input", (), {}, attrs)
-    boundary = Boundary(port.name, node.name, port.dtype, port.dims, scale, offset)
-    few = statistics.samples[port.name][: statistics.mean_count]
+    node = reader.net.add(port.name, "input", (), {}, attrs, "steps" if timed else "once")
+    axes = {"batch": port.batch, "time": port.time}
+    boundary = Boundary(port.name, node.name, port.dtype, port.dims, scale, offset, **axes)
+    few = take_samples(
+        boundary, statistics.samples[port.name], slice(0, statistics.mean_count)
+    )
     reader.net.counts[node.name] = quantise(boundary, node, few)
     affine = reader.net.affine(node, scale.astype(np.float64), offset.astype(np.float64))
     reader.values[port.name] = affine
@@ -82,6 +85,17 @@ def read_output(reader: Reader, port: Port) -> Boundary:
         return Boundary(
             port.name, "", port.dtype, port.dims, frozen(np.float32(1)), frozen(np.float32(0))
         )
+    if reader.frame(port.name).merged:
+        reader.problems.append(
+            Problem(
+                port.name,
+                "output",
+                "has samples and elements of a sequence on one axis",
+                "reshape it so that each has an axis",
+            )
+        )
+    if reader.model.lengths and reader.frame(port.name).time is not None:
+        _check_padding(reader, port)
     steps = value.steps if isinstance(value, Posted) else ()
     x = value.value if isinstance(value, Posted) else value
     tensor = _before_steps(reader, port.name) if steps else port.name
@@ -103,8 +117,31 @@ def read_output(reader: Reader, port: Port) -> Boundary:
         if x.scale.size > 1
         else frozen(x.scale.reshape(()).astype(np.float32))
     )
-    dims = (reader.model.inputs[0].dims[0], *reader.model.shapes[port.name][1:])
-    return Boundary(port.name, node.name, port.dtype, dims, scale, frozen(np.float32(0.0)), steps)
+    frame, model = reader.frame(port.name), reader.model
+    dims: list[int | str] = list(model.shapes[port.name])
+    dims[frame.batch] = model.inputs[0].dims[model.inputs[0].batch]
+    if frame.time is not None:
+        dims[frame.time] = model.free_steps or model.steps
+    none, axes = frozen(np.float32(0.0)), {"batch": frame.batch, "time": frame.time}
+    return Boundary(port.name, node.name, port.dtype, tuple(dims), scale, none, steps, **axes)
+
+
+def _check_padding(reader: Reader, port: Port) -> None:
+    """A problem where the model says more than zero behind the end of a sequence."""
+    stats, model = reader.net.statistics, reader.model
+    assert stats is not None
+    some = model.take(stats.samples, np.zeros(model.batch, int))
+    some[model.lengths] = np.ones_like(some[model.lengths])
+    value = next(iter(model.run(some, [port.name])))[port.name]
+    if value[:, 1:].any():
+        reader.problems.append(
+            Problem(
+                port.name,
+                "output",
+                "is not zero behind the end of a sequence, where a network is silent",
+                "make Y itself the output, or states of the last element",
+            )
+        )
 
 
 def _before_steps(reader: Reader, name: str) -> str:

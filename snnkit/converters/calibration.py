@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ PERCENTILE = 99.9
 KEPT = 2**16
 """Values kept of a tensor for the search of its step size."""
 MOST_SAMPLES = 1024
+FEW = 64
+"""Samples on which the inner tensors of recurrent operators are looked at."""
 MEAN_BYTES = 2**30
 """Bytes of integers held for the bias correction."""
 
@@ -35,31 +37,50 @@ class Statistics:
     """Of every tensor of numbers: a sample of its values, its extremes, its mean over the batch."""
 
     def __init__(self, model: FloatModel, samples: Mapping[str, Array]):
-        count = len(next(iter(samples.values())))
+        count = model.count(samples)
         pick = np.unique(np.linspace(0, count - 1, min(count, MOST_SAMPLES)).astype(int))
-        self.samples = {k: v[pick] for k, v in samples.items()}
+        self.model, self.count = model, len(pick)
+        self.samples = model.take(samples, pick)
         names = [
             o
             for op in model.data_ops
             for o in op.outputs
-            if o and model.dtypes[o].kind in "fiu" and model.shapes[o][:1] == (model.batch,)
+            if o in model.frames and model.dtypes[o].kind in "fiu"
         ]
         self.values: dict[str, Floats] = {}
         self.extremes: dict[str, tuple[float, float]] = {}
         self.means: dict[str, Floats] = {}
         units = sum(int(np.prod(model.shapes[n])) for n in names) // model.batch
-        self.mean_count = int(np.clip(MEAN_BYTES // max(1, 4 * units), 4, min(256, len(pick))))
+        self.mean_count = int(np.clip(MEAN_BYTES // max(1, 4 * units), 4, min(256, self.count)))
         if names:
             self._gather(model, names)
+
+    def input(self, name: str) -> Array:
+        """An input of the model, [N, *units], or [N, T, *units] with elements of a sequence."""
+        return self.model.frames[name].canonical(self.samples[name], self.count)
+
+    def few(self, names: Sequence[str]) -> dict[str, Array]:
+        """The named tensors for the first samples, in the layout of `input`."""
+        some = self.model.take(self.samples, np.arange(min(self.count, FEW)))
+        made = [n for n in names if n not in some]
+        parts = list(self.model.run(some, made)) if made else []
+        found = {n: np.concatenate([p[n] for p in parts]) for n in made}
+        for n in names:
+            if n == self.model.lengths:
+                found[n] = some[n]
+            elif n in some:
+                found[n] = self.model.frames[n].canonical(some[n], self.model.count(some))
+        return found
 
     def _gather(self, model: FloatModel, names: list[str]) -> None:
         rng = np.random.default_rng(0)
         parts: dict[str, list[Floats]] = {n: [] for n in names}
-        share = max(64, KEPT * 4 // max(1, len(next(iter(self.samples.values())))))
+        share = max(64, KEPT * 4 // max(1, self.count))
         seen = 0
         for chunk in model.run(self.samples, names):
             rows = max(1, *(len(value) for value in chunk.values()))
-            shifting = [n for n, v in chunk.items() if v.shape != (rows, *model.shapes[n][1:])]
+            steps = next((len(v[0]) for n, v in chunk.items() if model.frames[n].time is not None), 1)
+            shifting = [n for n, v in chunk.items() if v.shape != self._expected(n, rows, steps)]
             if shifting:
                 reason, remedy = "its shape depends on the data", "use tensors of one shape"
                 raise UnsupportedModel([Problem(n, "tensor", reason, remedy) for n in shifting])
@@ -75,6 +96,8 @@ class Statistics:
                 take = min(rows, self.mean_count - seen)
                 if take > 0:
                     total = value[:take].astype(np.float64).sum(axis=0)
+                    if model.frames[name].time is not None:
+                        total = total.mean(axis=0)
                     self.means[name] = total if name in first else self.means[name] + total
             seen += rows
         for name in names:
@@ -82,6 +105,12 @@ class Statistics:
             stride = max(1, everything.size // KEPT)
             self.values[name] = np.append(everything[::stride], self.extremes[name])
             self.means[name] = self.means[name] / min(seen, self.mean_count)
+
+    def _expected(self, name: str, rows: int, steps: int) -> tuple[int, ...]:
+        """The shape of a tensor's values for so many samples and elements."""
+        frame = self.model.frames[name]
+        units = frame.units(self.model.shapes[name])
+        return (rows, *units) if frame.time is None else (rows, steps, *units)
 
     def staircase(self, tensor: str, levels: int, calibrator: str) -> Staircase:
         """The staircase with `levels` steps for a tensor; zero is always one of its values."""

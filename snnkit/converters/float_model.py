@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,14 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from snnkit.boundary import DTYPES, check_samples
+from snnkit.converters.axes import RECURRENT, find_axes, lengths_names
+from snnkit.converters.frames import Frame, Trace, trace
 from snnkit.errors import BadCalibration, ExternalData, Problem, UnreadableFile, UnsupportedModel
 from snnkit.files import is_ours, parse_model, read_bytes
 
 Array = npt.NDArray[Any]
+DEFAULT_STEPS = 4
+"""Elements of a sequence where neither the model nor data say how many."""
 RUN_BYTES = 512 * 2**20
 """Bytes of intermediate tensors held at once while calibrating."""
 
@@ -44,11 +48,25 @@ class Op:
 
 @dataclass(frozen=True)
 class Port:
-    """A graph input or output as declared: name, ONNX type, dimensions (str: symbolic)."""
+    """A graph input or output as declared: name, ONNX type, dimensions (str: symbolic), which of
+    them is the batch, and which, if any, the elements of a sequence."""
 
     name: str
     dtype: str
     dims: tuple[int | str, ...]
+    batch: int = 0
+    time: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What one run of the model says: shapes and types of all tensors, values of the constants."""
+
+    batch: int
+    steps: int
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
+    constants: dict[str, Array] = field(default_factory=dict)
 
 
 def read_source(source: Any) -> tuple[onnx.ModelProto, str]:
@@ -151,14 +169,14 @@ class FloatModel:
         self.opset = next(
             (o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1
         )
+        with_time_first(self.model.graph)
         self.ops = tuple(_op(n) for n in self._alive(self.model.graph))
         self.inputs = _ports(self.model.graph.input)
         self.outputs = _ports(self.model.graph.output)
-        self.constants: dict[str, Array] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, np.dtype[Any]] = {}
-        self.batch = 1
+        self.probes: tuple[Probe, ...] = (Probe(1, 1),)
         self.batch_is_free = False
+        self.lengths = ""
+        self.trace = Trace()
         self.static = self._independent_of_data()
 
     @staticmethod
@@ -199,35 +217,99 @@ class FloatModel:
     @property
     def data_ops(self) -> tuple[Op, ...]:
         """The nodes whose outputs depend on the data."""
-        return tuple(op for op in self.ops if not set(op.outputs) <= self.static)
+        lengths = lengths_names(self)
+        return tuple(
+            op
+            for op in self.ops
+            if not (set(op.outputs) <= self.static or set(op.outputs) <= lengths)
+        )
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.probes[0].shapes
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype[Any]]:
+        return self.probes[0].dtypes
+
+    @property
+    def constants(self) -> dict[str, Array]:
+        return self.probes[0].constants
+
+    @property
+    def batch(self) -> int:
+        return self.probes[0].batch
+
+    @property
+    def steps(self) -> int:
+        """Elements of a sequence, in the data at hand."""
+        return self.probes[0].steps
+
+    @property
+    def frames(self) -> dict[str, Frame]:
+        """Where the batch and the elements lie, for the tensors for which it can be told."""
+        return self.trace.frames
+
+    @property
+    def data_inputs(self) -> tuple[Port, ...]:
+        """The inputs that hold numbers to calculate with, not lengths of sequences."""
+        return tuple(p for p in self.inputs if p.name != self.lengths)
+
+    @property
+    def free_steps(self) -> str:
+        """The name of the number of elements if the model leaves it open, or ""."""
+        timed = [p.dims[p.time] for p in self.inputs if p.time is not None]
+        return next((d for d in timed if isinstance(d, str)), "")
 
     def fix_shapes(self, samples: Mapping[str, Array] | None) -> None:
-        """Run the model once; fills shapes, dtypes, constants, batch. Raises UnsupportedModel."""
-        self.inputs = tuple(self._resolved(p, samples) for p in self.inputs)
-        declared = {p.dims[0] if p.dims else 1 for p in self.inputs}
+        """Find the axes of the inputs, run the model once (twice where the number of elements is
+        open); fills probes, frames and ports. Raises UnsupportedModel."""
         flat = [p.name for p in self.inputs if not p.dims]
         if flat or not self.inputs:
             what = f"inputs {flat} without a batch axis" if flat else "no inputs"
-            self._refuse(what, "give every input a leading batch axis")
-        fixed = [d for d in declared if isinstance(d, int)]
+            self.refuse(what, "give every input a leading batch axis")
+        for port in self.inputs:
+            if port.dtype not in DTYPES:
+                self.refuse(
+                    f"input '{port.name}' of type {port.dtype}", f"use one of {sorted(DTYPES)}"
+                )
+        ports, self.lengths = find_axes(self, samples)
+        self.inputs = tuple(self._resolved(p, samples) for p in ports)
+        sizes = {p.name: p.dims[p.batch] for p in self.inputs}
+        fixed = [d for d in sizes.values() if isinstance(d, int)]
         if len(set(fixed)) > 1:
-            sizes = {p.name: p.dims[0] for p in self.inputs}
-            self._refuse(f"inputs with different batch sizes {sizes}", "use one batch size")
+            self.refuse(f"inputs with different batch sizes {sizes}", "use one batch size")
         if samples is not None:
             self.check(samples)
+        steps = self._count_steps(samples)
         # two tells a batch axis from an axis of size one; a large fixed batch is tried free first
         tries = [2, 1] if not fixed else [fixed[0]] if fixed[0] <= 64 else [2, fixed[0]]
         message = ""
         for batch in tries:
             try:
-                self._probe(batch)
+                lengths = [steps, steps + 1] if self.free_steps else [steps]
+                self.probes = tuple(self._probe(batch, n) for n in lengths)
             except Exception as error:  # onnxruntime raises many kinds
                 message = str(error).splitlines()[0]
                 continue
-            self.batch, self.batch_is_free = batch, batch != (fixed or [0])[0]
+            self.batch_is_free = batch != (fixed or [0])[0]
             self._refuse_empty()
+            self.trace = trace(self)
             return
-        self._refuse(f"onnxruntime cannot run it: {message}", "repair the model first")
+        self.refuse(f"onnxruntime cannot run it: {message}", "repair the model first")
+
+    def _count_steps(self, samples: Mapping[str, Array] | None) -> int:
+        found = {}
+        for p in self.inputs:
+            if p.time is not None:
+                size = p.dims[p.time]
+                if isinstance(size, str):
+                    given = (samples or {}).get(p.name)
+                    size = DEFAULT_STEPS if given is None else np.shape(given)[p.time]
+                found[p.name] = size
+        if len(set(found.values())) > 1:
+            self.refuse(f"sequences of different lengths {found}", "use one number of elements")
+        return next(iter(found.values()), 1)
 
     def _refuse_empty(self) -> None:
         empty = [op for op in self.data_ops if any(o and 0 in self.shapes[o] for o in op.outputs)]
@@ -237,56 +319,67 @@ class FloatModel:
                 [Problem(op.name, op.op, "its result has no elements", remedy) for op in empty]
             )
 
-    def _refuse(self, reason: str, remedy: str) -> None:
+    def refuse(self, reason: str, remedy: str) -> None:
         raise UnsupportedModel([Problem(self.model.graph.name or "model", "model", reason, remedy)])
 
     def _resolved(self, port: Port, samples: Mapping[str, Array] | None) -> Port:
-        if port.dtype not in DTYPES:
-            self._refuse(
-                f"input '{port.name}' of type {port.dtype}", f"use one of {sorted(DTYPES)}"
-            )
         dims = list(port.dims)
         given = None if samples is None else np.shape(samples.get(port.name, ()))
-        for i, d in enumerate(dims[1:], 1):
-            if isinstance(d, str):
+        for i, d in enumerate(dims):
+            if isinstance(d, str) and i not in (port.batch, port.time):
                 if not given or len(given) != len(dims):
-                    self._refuse(
+                    self.refuse(
                         f"input '{port.name}' has the symbolic dimension '{d}'",
                         "give calibration data, whose shape fixes it",
                     )
                 assert given is not None
                 dims[i] = int(given[i])
         if 0 in dims:
-            self._refuse(f"input '{port.name}' of shape {tuple(dims)}", "give it some elements")
-        return Port(port.name, port.dtype, tuple(dims))
+            self.refuse(f"input '{port.name}' of shape {tuple(dims)}", "give it some elements")
+        return replace(port, dims=tuple(dims))
 
-    def _probe(self, batch: int) -> None:
+    def _sizes(self, port: Port, batch: int, steps: int) -> tuple[int, ...]:
+        """The shape of an input for so many samples and elements."""
+        named = {port.batch: batch, **({} if port.time is None else {port.time: steps})}
+        return tuple(named.get(i, 0) or int(d) for i, d in enumerate(port.dims))
+
+    def _probe(self, batch: int, steps: int) -> Probe:
+        probe = Probe(batch, steps)
         feeds = {
-            port.name: np.ones((batch, *map(int, port.dims[1:])), DTYPES[port.dtype])
+            port.name: np.full(
+                self._sizes(port, batch, steps),
+                steps if port.name == self.lengths else 1,
+                DTYPES[port.dtype],
+            )
             for port in self.inputs
         }
         names = [o for op in self.ops for o in op.outputs if o]
-        values = self._session(names).run(names, feeds)
+        values = self.session(names).run(names, feeds)
         tensors = dict(zip(names, values, strict=True)) | feeds
         for name, value in tensors.items():
             array = np.asarray(value)
-            self.shapes[name], self.dtypes[name] = array.shape, array.dtype
+            probe.shapes[name], probe.dtypes[name] = array.shape, array.dtype
             if name in self.static:
-                self.constants[name] = array
+                probe.constants[name] = array
         for tensor in self.model.graph.initializer:
-            self.constants[tensor.name] = numpy_helper.to_array(tensor)
-            self.shapes[tensor.name] = self.constants[tensor.name].shape
+            probe.constants[tensor.name] = numpy_helper.to_array(tensor)
+            probe.shapes[tensor.name] = probe.constants[tensor.name].shape
+        return probe
 
-    def _session(self, names: Sequence[str]) -> ort.InferenceSession:
-        """A session with free shapes that gives the named tensors."""
+    def session(self, names: Sequence[str], free: bool = False) -> ort.InferenceSession:
+        """A session that gives the named tensors; batch and time axes of its inputs are free, or
+        all axes."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         del model.graph.output[:]
         model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(names))
+        axes = {p.name: (p.batch, p.time) for p in self.inputs}
         for value in model.graph.input:
-            for d in value.type.tensor_type.shape.dim[:1]:
-                d.Clear()
-                d.dim_param = "batch"
+            for i, d in enumerate(value.type.tensor_type.shape.dim):
+                if free or i in axes[value.name]:
+                    d.Clear()
+                    # nothing is said about which sizes agree
+                    d.dim_param = f"free {value.name} {i}" if free or i else "batch"
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -300,36 +393,90 @@ class FloatModel:
         if sorted(named) != sorted(wanted):
             raise BadCalibration(f"{what} for inputs {sorted(named)}; expected {wanted}")
         arrays = {
-            p.name: check_samples(p.name, p.dtype, p.dims, named[p.name]) for p in self.inputs
+            p.name: check_samples(p.name, p.dtype, p.dims, named[p.name], p.batch)
+            for p in self.inputs
         }
-        if len({len(a) for a in arrays.values()}) != 1:
+        if len({arrays[p.name].shape[p.batch] for p in self.inputs}) != 1:
             raise BadCalibration(f"{what}: the inputs have different numbers of samples")
         return arrays
+
+    def count(self, samples: Mapping[str, Array]) -> int:
+        """Number of samples in checked data."""
+        first = self.inputs[0]
+        return int(samples[first.name].shape[first.batch])
+
+    def take(self, samples: Mapping[str, Array], chosen: Array) -> dict[str, Array]:
+        """The chosen samples of checked data."""
+        return {p.name: np.take(samples[p.name], chosen, p.batch) for p in self.inputs}
 
     def made_up(self) -> dict[str, Array]:
         """Data of the right shapes and types, for a conversion that only looks at the layers."""
         rng = np.random.default_rng(0)
-        shapes = {p.name: (max(2, self.batch), *map(int, p.dims[1:])) for p in self.inputs}
-        return {
-            p.name: rng.integers(0, 2, shapes[p.name]).astype(DTYPES[p.dtype]) for p in self.inputs
-        }
+        made = {}
+        for p in self.inputs:
+            shape = self._sizes(p, max(2, self.batch), self.steps)
+            made[p.name] = rng.integers(0, 2, shape).astype(DTYPES[p.dtype])
+            if p.name == self.lengths:
+                made[p.name] = np.full(shape, self.steps, DTYPES[p.dtype])
+        return made
 
     def run(self, samples: Mapping[str, Array], names: Sequence[str]) -> Iterable[dict[str, Array]]:
-        """Values of the named tensors, chunk by chunk; each [n, ...] without padding samples."""
-        count = len(next(iter(samples.values())))
+        """Values of the named tensors, chunk by chunk, without padding samples: each [n, *units],
+        or [n, T, *units] for tensors with elements of a sequence."""
+        count = self.count(samples)
         size = sum(int(np.prod(self.shapes[n])) for n in names) * 8 // self.batch
         chunk = self.batch
         if self.batch_is_free:
             chunk = int(np.clip(RUN_BYTES // max(size, 1), 1, 256))
-        session = self._session(names)
+        session = self.session(names)
         for start in range(0, count, chunk):
             real = min(chunk, count - start)
             index = np.minimum(
                 np.arange(start, start + (chunk if not self.batch_is_free else real)), count - 1
             )
             try:
-                values = session.run(list(names), {k: v[index] for k, v in samples.items()})
+                values = session.run(list(names), self.take(samples, index))
             except Exception as error:  # onnxruntime raises many kinds
                 message = str(error).splitlines()[0]
                 raise BadCalibration(f"onnxruntime cannot run the data: {message}") from error
-            yield {n: np.asarray(v)[:real] for n, v in zip(names, values, strict=True)}
+            yield {
+                n: self.frames.get(n, Frame()).canonical(np.asarray(v), len(index))[:real]
+                for n, v in zip(names, values, strict=True)
+            }
+
+
+def with_time_first(graph: onnx.GraphProto) -> None:
+    """Write recurrent operators of layout 1 as what they mean: layout 0 between transpositions
+    (onnxruntime computes layout 0 only)."""
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        layouts = [a for a in node.attribute if a.name == "layout"]
+        if node.op_type not in RECURRENT or node.domain not in ("", "ai.onnx"):
+            nodes.append(node)
+            continue
+        turned = [a for a in layouts if a.i == 1]
+        for a in layouts:
+            node.attribute.remove(a)
+        if not turned:
+            nodes.append(node)
+            continue
+        label = node.name or node.output[0]
+
+        def turn(source: str, target: str, perm: list[int]) -> onnx.NodeProto:
+            return helper.make_node("Transpose", [source], [target], f"{target}/turned", perm=perm)
+
+        for i in (0, 5, 6):
+            if len(node.input) > i and node.input[i]:
+                inner = f"{label}/in{i}"
+                nodes.append(turn(node.input[i], inner, [1, 0, 2]))
+                node.input[i] = inner
+        behind = []
+        for i, perm in enumerate([[2, 0, 1, 3], [1, 0, 2], [1, 0, 2]]):
+            if len(node.output) > i and node.output[i]:
+                inner = f"{label}/out{i}"
+                behind.append(turn(inner, node.output[i], perm))
+                node.output[i] = inner
+        nodes += [node, *behind]
+    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)

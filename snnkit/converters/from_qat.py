@@ -94,7 +94,7 @@ class _Export:
             self.nodes[node.name] = made
         if self.problems:
             raise UnsupportedModel(self.problems)
-        used = self.net.used([b.node for b in (*self.inputs, *self.outputs)])
+        used = self.net.plan.used([b.node for b in (*self.inputs, *self.outputs)])
         graph = Graph(used, tuple(self.inputs), tuple(self.outputs), self._meta())
         graph.check()
         return graph

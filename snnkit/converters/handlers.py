@@ -15,12 +15,15 @@ from snnkit.converters import activations as act
 from snnkit.converters.activations import Activation
 from snnkit.converters.float_model import Array, Op
 from snnkit.converters.layout import LAYOUT, move
-from snnkit.converters.network import WIDE, Affine, Refusal, padded_response
+from snnkit.converters.frames import Refusal
+from snnkit.converters.network import WIDE, Affine, padded_response
 from snnkit.converters.pooling import POOLING, spatial_pads
-from snnkit.converters.reader import Handler, Posted, Reader, per_sample
+from snnkit.converters.reader import Handler, Posted, Reader
+from snnkit.converters.recurrent import CELLS
 
 
 def conv(reader: Reader, op: Op) -> None:
+    reader.in_front(op)
     x, weight = reader.data(op), reader.constant(op, 1)
     bias = reader.constant(op, 2)
     assert weight is not None
@@ -63,6 +66,7 @@ def _linear(reader: Reader, x: Affine, tensor: str, weight: Array, name: str) ->
 def gemm(reader: Reader, op: Op) -> None:
     x, weight = reader.data(op), reader.constant(op, 1)
     assert weight is not None
+    reader.in_front(op)
     if op.attrs.get("transA", 0) or len(x.shape) != 1:
         raise Refusal("Gemm with a transposed or non-flat left operand", "flatten it first")
     weight = weight if op.attrs.get("transB", 0) else weight.T
@@ -71,7 +75,7 @@ def gemm(reader: Reader, op: Op) -> None:
     bias = reader.constant(op, 2)
     offset = y.offset
     if bias is not None:
-        offset = offset + per_sample(bias, 1) * op.attrs.get("beta", 1.0)
+        offset = offset + reader.per_unit(bias, op.outputs[0]) * op.attrs.get("beta", 1.0)
     reader.give(op.outputs[0], reader.net.affine(y.node, y.scale, offset))
 
 
@@ -87,6 +91,10 @@ def matmul(reader: Reader, op: Op) -> None:
         weight = weight[0]
     if weight.ndim != 2 or (left and len(x.shape) < 2):
         raise Refusal(f"a constant factor of shape {weight.shape}", "use a matrix")
+    last = len(reader.model.shapes[name]) - 1
+    summed = {last - 1, last} if left else {last}
+    if summed.intersection(reader.frame(name).axes):
+        raise Refusal("a product that sums over samples or elements", "keep them apart")
     if not left:
         reader.give(name, _linear(reader, x, op.inputs[0], weight.T, name))
         return
@@ -118,7 +126,9 @@ def batch_norm(reader: Reader, op: Op) -> None:
     factor = gamma.astype(np.float64) / np.sqrt(
         var.astype(np.float64) + op.attrs.get("epsilon", 1e-5)
     )
-    along = (-1, *(1,) * (len(x.shape) - 1))
+    rank = len(reader.model.shapes[op.outputs[0]])
+    at = reader.frame(op.outputs[0]).unit(1, rank, "BatchNormalization")
+    along = tuple(-1 if i == at else 1 for i in range(len(x.shape)))
     shift = (beta - mean * factor).reshape(along)
     factor = factor.reshape(along)
     y = reader.net.affine(x.node, x.scale * factor, x.offset * factor + shift)
@@ -150,8 +160,7 @@ def _clip(reader: Reader, op: Op, x: Affine) -> Activation:
 def _prelu(reader: Reader, op: Op, x: Affine) -> Activation:
     slope = reader.constant(op, 1)
     assert slope is not None
-    array = per_sample(slope, len(x.shape))
-    return act.leaky(array.reshape((1,) * (len(x.shape) - array.ndim) + array.shape))
+    return act.leaky(reader.per_unit(slope, op.outputs[0]))
 
 
 def scaled(reader: Reader, op: Op) -> None:
@@ -161,9 +170,9 @@ def scaled(reader: Reader, op: Op) -> None:
         _branches(reader, op)
         return
     at = 0 if reader.is_data(op, 0) else 1
-    x, constant = reader.data(op, at), reader.constant(op, 1 - at)
+    x, constant = reader.operand(op, at), reader.constant(op, 1 - at)
     assert constant is not None
-    c = per_sample(constant, len(x.shape))
+    c = reader.per_unit(constant, op.outputs[0])
     factor, shift = np.ones(()), np.zeros(())
     if op.op == "Add":
         shift = c
@@ -186,14 +195,22 @@ def scaled(reader: Reader, op: Op) -> None:
 
 
 def _branches(reader: Reader, op: Op) -> None:
-    if op.op not in ("Add", "Sub", "Sum"):
-        raise Refusal(
-            f"a {op.op} of two values that depend on the data", "make one of them a constant"
-        )
-    terms = [reader.data(op, i) for i in range(len(op.inputs))]
+    if op.op == "Div":
+        raise Refusal("a division by a value that depends on the data")
+    terms = [reader.operand(op, i) for i in range(len(op.inputs))]
+    if op.op == "Mul":
+        reader.give(op.outputs[0], _multiplied(reader, op, *terms))
+        return
     if op.op == "Sub":
         terms[1] = reader.net.affine(terms[1].node, -terms[1].scale, -terms[1].offset)
     reader.give(op.outputs[0], reader.net.total(op.outputs[0], terms))
+
+
+def _multiplied(reader: Reader, op: Op, a: Affine, b: Affine) -> Affine:
+    """The product of two values, each through a spiking node if it is not one of 8 bits already."""
+    out = op.outputs[0]
+    a, b = (reader.net.byte(x, n) for x, n in zip((a, b), op.inputs, strict=True))
+    return reader.net.product(out, a, b)
 
 
 def many(reader: Reader, op: Op) -> None:
@@ -232,13 +249,17 @@ def _read(reader: Reader) -> set[str]:
 def posted(reader: Reader, op: Op) -> None:
     """Softmax, LogSoftmax, ArgMax: computed in float behind the readout."""
     x, out = reader.data(op), op.outputs[0]
-    rank = len(x.shape) + 1
+    rank, frame = len(reader.model.shapes[op.inputs[0]]), reader.frame(op.inputs[0])
     old = reader.model.opset < 13 and op.op != "ArgMax"
     default = 0 if op.op == "ArgMax" else (1 if old else -1)
     axis = int(op.attrs.get("axis", default)) % rank
-    if axis == 0:
-        raise Refusal(f"{op.op} along the batch axis")
-    if old and axis != rank - 1 and int(np.prod(x.shape[axis:])) > 1:
+    unit = frame.unit(axis, rank, op.op)
+    if axis < max(frame.axes):
+        raise Refusal(
+            f"{op.op} along axis {axis}, in front of the batch or the elements of a sequence",
+            "transpose it behind them",
+        )
+    if old and axis != rank - 1 and int(np.prod(x.shape[unit:])) > 1:
         # before operator set 13 everything from `axis` on is one axis
         raise Refusal(f"{op.op} of operator set {reader.model.opset} over several axes")
     step: dict[str, Any] = {"op": op.op, "axis": axis}
@@ -299,6 +320,7 @@ HANDLERS: dict[str, Handler] = {
     "ArgMax": posted,
     **POOLING,
     **LAYOUT,
+    **CELLS,
 }
 _CALCULATES = ["Add", "Clip", "Div", "Gemm", "MatMul", "Mul", "Neg", "PRelu", "ReduceMean"]
 _CALCULATES += ["ReduceSum", "Relu", "Sub", "Sum"]

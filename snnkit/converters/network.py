@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from snnkit.converters.activations import IDENTITY, Activation, Floats
-from snnkit.converters.calibration import Statistics
+from snnkit.converters.calibration import Staircase, Statistics
+from snnkit.converters.frames import Refusal
+from snnkit.converters.plan import Plan, When
 from snnkit.converters.staircases import build
 from snnkit.graph import INT32_BOUND, Node, make_node
-from snnkit.ops import TABLE
 from snnkit.ops.op import Ints
 from snnkit.ops.synapses import correlate
 
@@ -68,14 +69,6 @@ class Affine:
         return self.node.shape
 
 
-class Refusal(Exception):
-    """A handler cannot convert a node exactly: the reason, and what to do."""
-
-    def __init__(self, reason: str, remedy: str = "rewrite or leave out this node"):
-        super().__init__(reason)
-        self.reason, self.remedy = reason, remedy
-
-
 def compress(array: Floats, rank: int) -> Floats:
     """The array with every axis along which it is constant shrunk to one, of the given rank."""
     out = np.asarray(array, np.float64)
@@ -100,6 +93,7 @@ class Network:
         self.statistics = statistics
         self.nodes: dict[str, Node] = {}
         self.counts: dict[str, Ints] = {}
+        self.plan = Plan(self.nodes)
 
     def add(
         self,
@@ -108,6 +102,7 @@ class Network:
         inputs: Sequence[Node] = (),
         params: Mapping[str, Any] | None = None,
         attrs: Mapping[str, Any] | None = None,
+        when: When = "as inputs",
     ) -> Node:
         unique, i = name, 1
         while unique in self.nodes:
@@ -115,41 +110,54 @@ class Network:
             unique = f"{name}~{i}"
         node = make_node(unique, op, inputs, params, attrs)
         self.nodes[unique] = node
+        self.plan.place(node, when)
         return node
 
-    def used(self, names: Sequence[str]) -> tuple[Node, ...]:
-        """The nodes that the named ones depend on, themselves included, in topological order."""
-        found: set[str] = set()
-        stack = list(names)
-        while stack:
-            name = stack.pop()
-            if name not in found:
-                found.add(name)
-                stack.extend(self.nodes[name].inputs)
-        return tuple(n for n in self.nodes.values() if n.name in found)
+    def timed(self, node: Node) -> bool:
+        """Whether the node has a value for each element of a sequence."""
+        return self.plan.timed(node)
+
+    def pick(self, x: Affine, name: str, first: bool) -> Affine:
+        """The value of x at the first or last element of the sequence, once for the sequence."""
+        source = self.plan.ending(x.node, -1 if first else 1)
+        if source is None:
+            # a copy, in a sweep whose last step is that element
+            reshape = {"kind": "reshape", "shape": x.shape}
+            when: When = "backward" if first else "forward"
+            source = self.add(f"{name}.steps", "route", [x.node], {}, reshape, when)
+        node = self.add(
+            name, "route", [source], {}, {"kind": "reshape", "shape": x.shape}, "once"
+        )
+        return self.affine(node, x.scale, x.offset)
 
     def affine(self, node: Node, scale: Any, offset: Any) -> Affine:
         rank = len(node.shape)
         return Affine(node, compress(np.asarray(scale), rank), compress(np.asarray(offset), rank))
 
     def value(self, node: Node) -> Ints:
-        """The node's integers for the first calibration samples (bias correction reads them)."""
+        """The node's integers for the first calibration samples, [N, *shape], or [N, T, *shape]
+        for a node with a value per element (bias correction reads them)."""
         if node.name not in self.counts:
-            sources = [self.value(self.nodes[s]) for s in node.inputs]
-            value = TABLE[node.op].dense(node, sources)
-            self.counts[node.name] = value.astype(np.int16 if node.hi < 2**15 else np.int32)
+            found = self.plan.values(node, self.value)
+            for name, value in found.items():
+                small = np.int16 if self.nodes[name].hi < 2**15 else np.int32
+                self.counts[name] = value.astype(small)
         return self.counts[node.name].astype(np.int64)
 
     def spike(self, x: Affine, act: Activation, out: str, source: str, levels: int) -> Affine:
         """A spiking node that computes `act` of x. `out` and `source` name the float tensors of
         the activation and of x, from which step size and bias correction are taken."""
-        x = self.positive(self.corrected(x, source))
+        x = self.corrected(x, source)
         if self.statistics is None:
             raise Refusal("no calibration data", "give calibration data")
         stairs = self.statistics.staircase(out, levels, self.policy.calibrator)
+        return self.fire(x, act, stairs, out if out not in self.nodes else f"{out}.spike")
+
+    def fire(self, x: Affine, act: Activation, stairs: Staircase, name: str) -> Affine:
+        """A spiking node with the given staircase that computes `act` of x."""
+        x = self.positive(x)
         form, room = self.policy.staircase, self.policy.potential
         params, attrs = build(x.node, x.scale, x.offset, act, stairs, form, room)
-        name = out if out not in self.nodes else f"{out}.spike"
         node = self.add(name, "spike", [x.node], params, attrs)
         return self.affine(node, stairs.step, 0.0)
 
@@ -171,7 +179,10 @@ class Network:
         stats = self.statistics
         if not self.policy.bias_correction or stats is None or tensor not in stats.means:
             return x
-        mean = self.value(x.node).mean(axis=0)
+        if stats.model.lengths:
+            return x  # sequences end at different elements, and means are over all of them
+        timed = self.timed(x.node)
+        mean = self.value(x.node).mean(axis=(0, 1) if timed else 0)
         missing = stats.means[tensor].reshape(x.shape) - (x.scale * mean + x.offset)
         # one correction per channel, as a bias has; the channel axis is where the scale varies
         varying = [i for i, n in enumerate(x.scale.shape) if n > 1] or [0]
@@ -238,6 +249,20 @@ class Network:
             offset = offset + t.offset
         return self.affine(node, unit, offset)
 
+    def product(self, name: str, a: Affine, b: Affine) -> Affine:
+        """a * b, unit by unit: the product of two nodes, and the nodes themselves where the other
+        has an offset."""
+        node = self.add(name, "product", [a.node, b.node])
+        y = self.affine(node, a.scale * b.scale, np.zeros(()))
+        rest = [
+            self.affine(x.node, x.scale * other.offset, np.zeros(()))
+            for x, other in ((a, b), (b, a))
+            if other.offset.any()
+        ]
+        if rest:
+            y = self.total(f"{name}.sum", [y, *rest])
+        return self.affine(y.node, y.scale, y.offset + a.offset * b.offset)
+
     def even(self, x: Affine, name: str) -> Affine:
         """x with one scale for all units, by integer multipliers."""
         if x.scale.size == 1:
@@ -293,7 +318,8 @@ def common_grid(
     positive = np.where(magnitude > 0, magnitude, np.inf)
     finest = positive.min(axis=0)
     finest = np.where(np.isfinite(finest), finest, 1.0)
-    peaks = [float(n.peak) for n in nodes]
+    # what a spiking node tells is smaller than the charge that it holds
+    peaks = [float(max(-n.lo, n.hi)) for n in nodes]
     finer = 1.0
     while finer < 2**12:
         unit = finest / finer

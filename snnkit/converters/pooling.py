@@ -9,7 +9,8 @@ import numpy as np
 
 from snnkit.converters.activations import Floats
 from snnkit.converters.float_model import Array, Op
-from snnkit.converters.network import Affine, Refusal, compress
+from snnkit.converters.frames import Refusal, reduced_axes
+from snnkit.converters.network import Affine, compress
 from snnkit.converters.reader import Handler, Reader
 from snnkit.ops.synapses import windows
 
@@ -67,6 +68,7 @@ def _extra(size: int, kernel: int, stride: int, dilation: int, begin: int, end: 
 def max_pool(reader: Reader, op: Op) -> None:
     if len([o for o in op.outputs if o]) > 1:
         raise Refusal("the indices of MaxPool are used")
+    reader.in_front(op)
     attrs, _ = _geometry(op, reader.data(op))
     x = reader.net.byte(reader.data(op), op.inputs[0], axis=0, flat=True)
     node = reader.net.add(op.outputs[0], "max_pool", [x.node], {}, attrs)
@@ -74,6 +76,7 @@ def max_pool(reader: Reader, op: Op) -> None:
 
 
 def average_pool(reader: Reader, op: Op) -> None:
+    reader.in_front(op)
     attrs, declared = _geometry(op, reader.data(op))
     x = reader.net.byte(reader.data(op), op.inputs[0], axis=0, flat=True)
     node = reader.net.add(op.outputs[0], "sum_pool", [x.node], {}, attrs)
@@ -109,18 +112,14 @@ def _divided(reader: Reader, x: Affine, counts: Floats, name: str) -> Affine:
 
 
 def _axes(reader: Reader, op: Op, x: Affine) -> tuple[int, ...]:
-    rank = len(x.shape) + 1
+    frame, rank = reader.frame(op.inputs[0]), len(reader.model.shapes[op.inputs[0]])
     if op.op.startswith("Global"):
+        reader.in_front(op)
         return tuple(range(1, rank - 1))
     given = reader.setting(op, "axes", 1)
-    if given is None or not len(given):
-        if op.attrs.get("noop_with_empty_axes", 0):
-            return ()
-        raise Refusal(f"{op.op} over all axes, the batch axis too", "name the axes to reduce")
-    axes = sorted({int(a) % rank for a in given})
-    if axes[0] == 0:
-        raise Refusal(f"{op.op} along the batch axis", "keep the batch axis apart")
-    return tuple(a - 1 for a in axes)
+    if (given is None or not len(given)) and op.attrs.get("noop_with_empty_axes", 0):
+        return ()
+    return tuple(sorted({frame.unit(a, rank, op.op) for a in reduced_axes(reader.model, op)}))
 
 
 def _keepdims(op: Op) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from snnkit.converters.float_model import Array, FloatModel, Op
-from snnkit.converters.network import Affine, Network, Refusal
+from snnkit.converters.frames import Frame, Refusal
+from snnkit.converters.network import Affine, Network
 from snnkit.errors import InvalidGraph, Problem, UnsupportedModel
 
 NOT_SUPPORTED = "replace it by supported operators, or leave it out of the exported model"
@@ -59,7 +60,10 @@ class Reader:
         name = op.inputs[index]
         if name not in self.model.constants:
             raise Refusal(f"input '{name}' is computed from the data", "make it a constant")
-        return self.model.constants[name]
+        value = self.model.constants[name]
+        if any(not np.array_equal(p.constants[name], value) for p in self.model.probes[1:]):
+            raise Refusal(f"constant '{name}' depends on the number of elements of a sequence")
+        return value
 
     def setting(self, op: Op, name: str, index: int, default: Any = None) -> Any:
         """An attribute of old operator sets that became input `index` in newer ones."""
@@ -68,25 +72,80 @@ class Reader:
         found = self.constant(op, index)
         return default if found is None else found
 
+    def frame(self, tensor: str) -> Frame:
+        """Where the batch and the elements of a sequence lie in a float tensor."""
+        if tensor not in self.model.frames:
+            raise Refusal(f"it is not known which axis of '{tensor}' is the batch")
+        return self.model.frames[tensor]
+
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Shape of a float tensor without its batch axis."""
-        full = self.model.shapes[tensor]
-        if not full or full[0] != self.model.batch:
-            raise Refusal(
-                f"'{tensor}' has shape {full}: the batch of {self.model.batch} is not in front",
-                "keep the batch as the first axis throughout",
-            )
-        return full[1:]
+        """Shape of a float tensor without its batch axis, and without its time axis."""
+        return self.frame(tensor).units(self.model.shapes[tensor])
+
+    def in_front(self, op: Op) -> None:
+        """Refuse an operator whose data do not have the batch, and nothing else, in front."""
+        for tensor in (op.inputs[0], op.outputs[0]):
+            frame = self.frame(tensor)
+            if frame.axes != (0,):
+                raise Refusal(
+                    f"'{tensor}' has shape {self.model.shapes[tensor]} with the batch at axis "
+                    f"{frame.batch}" + ("" if frame.time is None else f" and the elements of a "
+                    f"sequence at axis {frame.time}"),
+                    "merge samples and elements into the first axis (Reshape) in front of it",
+                )
+
+    def operand(self, op: Op, index: int) -> Affine:
+        """Input `index` of an elementwise operator with the rank that the output's units have."""
+        x, out = self.data(op, index), op.outputs[0]
+        name, rank = op.inputs[index], len(self.model.shapes[out])
+        frame, full = self.frame(out), self.model.shapes[name]
+        own = self.frame(name).moved(rank - len(full))
+        padded = (1,) * (rank - len(full)) + full
+        dropped = [a for a in frame.axes if a not in own.axes]
+        if any(padded[a] != 1 for a in dropped):
+            raise Refusal(f"'{name}' of shape {full} does not fit the elements of a sequence")
+        shape = frame.units(padded)
+        if shape == x.shape:
+            return x
+        scale, offset = (
+            np.broadcast_to(a, x.shape).reshape(shape) for a in (x.scale, x.offset)
+        )
+        attrs = {"kind": "reshape", "shape": shape}
+        node = self.net.add(f"{out}.operand{index}", "route", [x.node], {}, attrs)
+        return self.net.affine(node, scale, offset)
+
+    def per_unit(self, value: Array, out: str) -> Array:
+        """A constant operand of an elementwise operator as the units of its output see it."""
+        array = np.asarray(value, np.float64)
+        rank = len(self.model.shapes[out])
+        if array.ndim > rank:
+            raise Refusal(f"a constant of shape {array.shape} for '{out}' of {rank} axes")
+        array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+        frame = self.frame(out)
+        for axis in sorted(frame.axes, reverse=True):
+            first = array.take([0], axis)
+            if (array != first).any():
+                what = "elements of a sequence" if axis != frame.batch else "samples of a batch"
+                raise Refusal(
+                    f"a constant of shape {np.shape(value)} differs between {what}",
+                    "use constants that are the same for every sample and element",
+                )
+            array = first.squeeze(axis)
+        return array
 
     def give(self, tensor: str, value: Affine | Posted) -> None:
-        """Set an output. What the handler made must have the shape that onnxruntime saw."""
+        """Set an output. What the handler made must have the shape that onnxruntime saw, and a
+        value per element of a sequence where the tensor has."""
         affine = value.value if isinstance(value, Posted) else value
+        timed = self.net.timed(affine.node)
         if isinstance(value, Affine) and affine.shape != self.shape(tensor):
             raise Refusal(
-                f"'{tensor}' has shape {self.model.shapes[tensor]}; expected {affine.shape} behind "
-                "the batch axis",
+                f"'{tensor}' has shape {self.model.shapes[tensor]}; expected {affine.shape} "
+                "without its batch axis",
                 "this use of the operator is not supported",
             )
+        if timed != (self.frame(tensor).time is not None):
+            raise Refusal(f"'{tensor}' has no elements of a sequence; expected to have them")
         self.values[tensor] = value
 
     def read(self) -> None:
@@ -100,6 +159,8 @@ class Reader:
                 broken.update(op.outputs)
             else:
                 try:
+                    if op.name in self.model.trace.refused:
+                        raise self.model.trace.refused[op.name]
                     self.handlers[op.op](self, op)
                 except Refusal as refusal:
                     self._report(op, refusal.reason, refusal.remedy)
@@ -121,16 +182,3 @@ def unsupported_ops(model: FloatModel, handlers: dict[str, Handler]) -> list[Pro
         for op in model.data_ops
         if op.op not in handlers
     ]
-
-
-def per_sample(value: Array, rank: int) -> Array:
-    """A constant operand without its batch axis, aligned to the right of a rank-`rank` sample."""
-    array = np.asarray(value, np.float64)
-    if array.ndim > rank:
-        if array.ndim > rank + 1 or array.shape[0] != 1:
-            raise Refusal(
-                f"a constant of shape {array.shape} differs between samples of a batch",
-                "use constants that are the same for every sample",
-            )
-        array = array[0]
-    return array

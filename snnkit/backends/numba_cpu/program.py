@@ -133,7 +133,9 @@ def _without_vector_kernels(graph: Graph) -> list[tuple[str, str]]:
     """(node, reason) for what the vector kernels do not know at all."""
     once = "it runs once per step; the vector kernels run once"
     timed = [(n.name, once) for nodes, direction in graph.parts if direction for n in nodes]
-    return timed[:1] + [(n.name, "op 'product'") for n in graph.of("product")]
+    behind = "its batch axis is not the first; the vector kernels read samples one after the other"
+    turned = [(b.node, behind) for b in (*graph.inputs, *graph.outputs) if b.batch]
+    return timed[:1] + turned + [(n.name, "op 'product'") for n in graph.of("product")]
 
 
 class NumbaBackend:
