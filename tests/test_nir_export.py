@@ -152,7 +152,7 @@ def exported(graph: Graph, path: Path) -> tuple[Any, tuple[str, ...], dict[str, 
     return found, notes, {n.metadata.get("node", k): k for k, n in found.nodes.items()}
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31 - 1), st.booleans())
 def test_the_file_alone_computes_the_same(tmp_path_factory, seed: int, soft: bool) -> None:
     """float64 by NIR's equations from the file equals the integers, ties included; and back."""
@@ -189,7 +189,7 @@ def back(graph: Graph, file: Any, x: np.ndarray, result: Any, names: Any, strip:
         assert np.array_equal(found.outputs[boundary.name], result.outputs[boundary.name])
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31 - 1), st.booleans())
 def test_networks_that_round_come_back_integer_for_integer(
     tmp_path_factory, seed: int, soft: bool
