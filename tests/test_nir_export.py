@@ -347,7 +347,7 @@ def test_the_command(tmp_path, capsys, monkeypatch) -> None:
     first = path.read_bytes()
     assert main(["export", net, "-o", str(path)]) == 0 and path.read_bytes() == first
     assert main(["export", net, "-o", str(tmp_path / "net.txt")]) == 2
-    assert "expected one of .nir" in capsys.readouterr().err
+    assert "expected one of .net, .nir" in capsys.readouterr().err
     with pytest.raises(UsageError, match="no format ''"):
         export(snnkit.load(net), tmp_path / "net")
     monkeypatch.setitem(__import__("sys").modules, "nir", None)

@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 import snnkit
 from snnkit.converters.boundaries import finer, input_grid
-from snnkit.converters.network import Affine, Refusal, varies_only
+from snnkit.converters.frames import Refusal
+from snnkit.converters.network import Affine, varies_only
 from snnkit.converters.nir_layers import LAYERS, NirWalk, arrays_of
 from snnkit.converters.nir_time import MOST_STEPS, Timing, clock
 from snnkit.converters.stepwise import DURING, Value, ancestors

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from snnkit.converters.activations import Floats
-from snnkit.converters.network import Refusal
+from snnkit.converters.frames import Refusal
 from snnkit.converters.snn_layers import Neuron
 from snnkit.errors import UsageError
 

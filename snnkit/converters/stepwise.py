@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from snnkit.converters.activations import Floats
-from snnkit.converters.network import Affine, Network, Policy, Refusal, compress, padded_response
+from snnkit.converters.frames import Refusal
+from snnkit.converters.network import Affine, Network, Policy, compress, padded_response
 from snnkit.converters.snn_layers import Neuron
 from snnkit.errors import Problem
 from snnkit.graph import INT32_BOUND, Node

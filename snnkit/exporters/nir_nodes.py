@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from snnkit.converters.activations import Floats
-from snnkit.converters.network import Refusal, compress
+from snnkit.converters.frames import Refusal
+from snnkit.converters.network import compress
 from snnkit.converters.nir_time import equation
 from snnkit.graph import Node
 

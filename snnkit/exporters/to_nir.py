@@ -22,8 +22,8 @@ import numpy as np
 
 import snnkit
 from snnkit.converters.activations import Floats
+from snnkit.converters.frames import Refusal
 from snnkit.converters.from_nir import require_nir
-from snnkit.converters.network import Refusal
 from snnkit.converters.nir_time import DT
 from snnkit.errors import Problem, UnsupportedModel
 from snnkit.exporters.nir_nodes import (
