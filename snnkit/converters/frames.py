@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 MOST_LABELS = 2**24
 """float32 labels are exact up to here."""
-MOVES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "Resize")
-MOVES += ("Upsample", "Gather", "DepthToSpace", "SpaceToDepth", "Expand", "Tile")
+MOVES = (
+    *("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "Resize"),
+    *("Upsample", "Gather", "DepthToSpace", "SpaceToDepth", "Expand", "Tile"),
+)
 """Operators that move the values of their first input."""
 REDUCES = ("ReduceMean", "ReduceSum", "ReduceMax", "ArgMax")
 FIRST, LAST = "first", "last"
@@ -55,7 +57,9 @@ class Frame:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        return (self.batch,) if self.time in (None, self.batch) else (self.batch, int(self.time or 0))
+        return (
+            (self.batch,) if self.time in (None, self.batch) else (self.batch, int(self.time or 0))
+        )
 
     @property
     def merged(self) -> bool:
@@ -75,7 +79,9 @@ class Frame:
         return axis - sum(a < axis for a in self.axes)
 
     def moved(self, by: int) -> Frame:
-        return replace(self, batch=self.batch + by, time=None if self.time is None else self.time + by)
+        return replace(
+            self, batch=self.batch + by, time=None if self.time is None else self.time + by
+        )
 
     def without(self, axes: list[int], rank: int) -> Frame:
         """The frame when the axes have been taken away."""
@@ -87,7 +93,9 @@ class Frame:
         def at(axis: int) -> int:
             return axis - sum(a < axis for a in gone)
 
-        return replace(self, batch=at(self.batch), time=None if self.time is None else at(self.time))
+        return replace(
+            self, batch=at(self.batch), time=None if self.time is None else at(self.time)
+        )
 
     def canonical(self, value: Array, batch: int) -> Array:
         """A tensor as [N, *units], or [N, T, *units] where it has elements."""
@@ -166,9 +174,18 @@ def _frames(model: FloatModel, op: Op, found: Trace) -> dict[str, Frame]:
         perm = list(op.attrs.get("perm", range(rank)[::-1]))
         time = None if first.time is None else perm.index(first.time)
         return {outputs[0]: replace(first, batch=perm.index(first.batch), time=time)}
-    if op.op in REDUCES and not op.attrs.get("keepdims", 1):
-        return {o: first.without(reduced_axes(model, op), rank) for o in outputs}
+    if op.op in REDUCES and not takes_no_axes(model, op):
+        left = first.without(reduced_axes(model, op), rank)
+        return {o: first if op.attrs.get("keepdims", 1) else left for o in outputs}
     return {o: _aligned(model, o, {n: found.frames[n] for n in names}) for o in outputs}
+
+
+def takes_no_axes(model: FloatModel, op: Op) -> bool:
+    """Whether a reduction without axes is told to do nothing."""
+    given = op.attrs.get("axes")
+    if given is None and len(op.inputs) > 1 and op.inputs[1]:
+        given = model.constants.get(op.inputs[1])
+    return bool(op.attrs.get("noop_with_empty_axes", 0)) and (given is None or not len(given))
 
 
 def reduced_axes(model: FloatModel, op: Op) -> list[int]:
@@ -210,8 +227,8 @@ def _check(model: FloatModel, name: str, frame: Frame) -> None:
         if any(not 0 <= a < len(shape) or shape[a] != n for a, n in sizes.items()):
             raise Refusal(
                 f"'{name}' has shape {shape}: the batch of {probe.batch} is not at axis "
-                f"{frame.batch}" + ("" if frame.time is None else f", {steps} elements not at "
-                f"{frame.time}"),
+                f"{frame.batch}"
+                + ("" if frame.time is None else f", {steps} elements not at {frame.time}"),
                 "keep samples and elements on axes of their own throughout",
             )
 
@@ -248,9 +265,7 @@ def _by_labels(
     for batch, length in sizes:
         count = batch * length * int(np.prod(units))
         if count >= MOST_LABELS:
-            raise Refusal(
-                f"{count} values are too many for a layout operator; the limit is 2^24"
-            )
+            raise Refusal(f"{count} values are too many for a layout operator; the limit is 2^24")
         lead = (batch,) if frame.time is None else (batch, length)
         labels = np.arange(1, count + 1).reshape(*lead, *units)
         given = np.ascontiguousarray(frame.restored(labels), np.float32)
@@ -385,4 +400,3 @@ def _shared(seen: Array, inside: Array, unit: Array, axes: tuple[int, ...]) -> A
     if (local != first).any():
         raise Refusal("it moves samples or elements differently", "treat all of them alike")
     return np.asarray(first)
-

@@ -23,7 +23,8 @@ import numpy as np
 import snnkit
 from snnkit.converters.activations import Floats
 from snnkit.converters.boundaries import input_grid
-from snnkit.converters.network import Affine, Network, Policy, Refusal, compress, padded_response
+from snnkit.converters.frames import Refusal
+from snnkit.converters.network import Affine, Network, Policy, compress, padded_response
 from snnkit.converters.snn_layers import LAYERS, Neuron, kind_of, neuron_of
 from snnkit.errors import BadCalibration, Problem, UnsupportedModel, UsageError
 from snnkit.graph import INT32_BOUND, Boundary, Graph, Node, frozen

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from snnkit.converters.activations import Floats
-from snnkit.converters.network import Affine, Refusal, varies_only
+from snnkit.converters.frames import Refusal
+from snnkit.converters.network import Affine, varies_only
 
 
 @dataclass(frozen=True)

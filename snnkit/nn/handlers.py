@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
-from snnkit.converters.network import Refusal
+from snnkit.converters.frames import Refusal
 from snnkit.graph import BOUNDARY_TYPES
 from snnkit.nn import curves, gathering, quantised
 from snnkit.nn.prepare import WIDE, Builder, Value

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from snnkit.converters.network import Refusal
+from snnkit.converters.frames import Refusal
 from snnkit.nn import curves
 
 SUPPORTED = (
