@@ -219,7 +219,9 @@ def _rebuild(text: str, tensors: dict[str, TensorProto], where: str) -> Graph:
             f"{where}: the graph's description is incomplete: {error!r}"
         ) from error
     kind = str(content.get("lengths_dtype", "int32"))
-    return Graph(tuple(nodes.values()), inputs, outputs, meta, sweeps, steps, latches, lengths, kind)
+    return Graph(
+        tuple(nodes.values()), inputs, outputs, meta, sweeps, steps, latches, lengths, kind
+    )
 
 
 def _rebuild_node(

@@ -25,6 +25,7 @@ class Sequences:
     steps: int = 4
     batch_first: bool = False
     free: bool = False
+    batch_size: int | str = "batch"
     nodes: list[Any] = field(default_factory=list)
     arrays: list[Any] = field(default_factory=list)
     ports: list[Any] = field(default_factory=list)
@@ -32,7 +33,9 @@ class Sequences:
     given: dict[str, Array] = field(default_factory=dict)
     batch: dict[str, int] = field(default_factory=dict)
 
-    def input(self, name: str, shape: list[Any], value: Array, batch: int, kind: int = FLOAT) -> str:
+    def input(
+        self, name: str, shape: list[Any], value: Array, batch: int, kind: int = FLOAT
+    ) -> str:
         self.ports.append(helper.make_tensor_value_info(name, kind, shape))
         self.given[name], self.batch[name] = value, batch
         return name
@@ -40,7 +43,7 @@ class Sequences:
     def sequence(self, name: str = "x", *units: int) -> str:
         """An input [T, N, ...], or [N, T, ...]."""
         units = units or (self.features,)
-        lead: list[Any] = ["batch", "time" if self.free else self.steps]
+        lead: list[Any] = [self.batch_size, "time" if self.free else self.steps]
         shape = [self.samples, self.steps, *units]
         value = self.rng.normal(size=shape).astype(np.float32)
         if not self.batch_first:
@@ -74,7 +77,8 @@ class Sequences:
     ) -> list[str]:
         """Y, Y_h and, for an LSTM, Y_c."""
         many = GATES[kind] * hidden
-        inputs = [x, self.weights(directions, many, features), self.weights(directions, many, hidden)]
+        inputs = [x, self.weights(directions, many, features)]
+        inputs.append(self.weights(directions, many, hidden))
         inputs += [self.weights(directions, 2 * many, scale=0.5), lengths, *(states or [])]
         if peepholes:
             inputs += [""] * (7 - len(inputs)) + [self.weights(directions, 3 * hidden)]
@@ -95,9 +99,7 @@ class Sequences:
         )
         for value in body.output:
             value.type.tensor_type.elem_type = FLOAT
-        return helper.make_model(
-            body, opset_imports=[helper.make_opsetid("", opset)], ir_version=9
-        )
+        return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
     def some(self, count: int) -> dict[str, Array]:
         """The first samples."""
@@ -184,6 +186,4 @@ def _layer(
         name = f"state{layer}{i}"
         states.append(s.input(name, dims, value, 1 - layout) if how else "")
     peepholes = kind == "LSTM" and maybe(0.3)
-    return s.recurrent(
-        kind, x, features, hidden, directions, count, states, peepholes, **attrs
-    )
+    return s.recurrent(kind, x, features, hidden, directions, count, states, peepholes, **attrs)

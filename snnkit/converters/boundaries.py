@@ -21,11 +21,17 @@ def read_input(reader: Reader, port: Port, statistics: Statistics) -> Boundary:
     scale, offset, lo = input_grid(samples, len(shape))
     attrs = {"shape": shape, "lo": lo, "hi": lo + INPUT_LEVELS}
     node = reader.net.add(port.name, "input", (), {}, attrs, "steps" if timed else "once")
-    axes = {"batch": port.batch, "time": port.time}
-    boundary = Boundary(port.name, node.name, port.dtype, port.dims, scale, offset, **axes)
-    few = take_samples(
-        boundary, statistics.samples[port.name], slice(0, statistics.mean_count)
+    boundary = Boundary(
+        port.name,
+        node.name,
+        port.dtype,
+        port.dims,
+        scale,
+        offset,
+        batch=port.batch,
+        time=port.time,
     )
+    few = take_samples(boundary, statistics.samples[port.name], slice(0, statistics.mean_count))
     reader.net.counts[node.name] = quantise(boundary, node, few)
     affine = reader.net.affine(node, scale.astype(np.float64), offset.astype(np.float64))
     reader.values[port.name] = affine
@@ -122,8 +128,8 @@ def read_output(reader: Reader, port: Port) -> Boundary:
     dims[frame.batch] = model.inputs[0].dims[model.inputs[0].batch]
     if frame.time is not None:
         dims[frame.time] = model.free_steps or model.steps
-    none, axes = frozen(np.float32(0.0)), {"batch": frame.batch, "time": frame.time}
-    return Boundary(port.name, node.name, port.dtype, tuple(dims), scale, none, steps, **axes)
+    none, at, when = frozen(np.float32(0.0)), frame.batch, frame.time
+    return Boundary(port.name, node.name, port.dtype, tuple(dims), scale, none, steps, at, when)
 
 
 def _check_padding(reader: Reader, port: Port) -> None:

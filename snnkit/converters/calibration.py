@@ -79,7 +79,9 @@ class Statistics:
         seen = 0
         for chunk in model.run(self.samples, names):
             rows = max(1, *(len(value) for value in chunk.values()))
-            steps = next((len(v[0]) for n, v in chunk.items() if model.frames[n].time is not None), 1)
+            steps = next(
+                (len(v[0]) for n, v in chunk.items() if model.frames[n].time is not None), 1
+            )
             shifting = [n for n, v in chunk.items() if v.shape != self._expected(n, rows, steps)]
             if shifting:
                 reason, remedy = "its shape depends on the data", "use tensors of one shape"

@@ -1,4 +1,4 @@
-"""Layout operators: whatever onnxruntime does to labels (`frames`), the network does to values.
+"""Layout operators: whatever onnxruntime does to labels (`labels`), the network does to values.
 
 A layout operator only moves values. Running the very node on labels instead of data says where
 each one goes, for every operator set and every attribute, with nothing derived by hand.
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from snnkit.converters.float_model import Array, Op
-from snnkit.converters.frames import FIRST, LAST, MOVES, Refusal
+from snnkit.converters.frames import FIRST, LAST, Refusal
+from snnkit.converters.labels import MOVES
 from snnkit.converters.network import Affine
 from snnkit.converters.reader import Handler, Reader
 from snnkit.ops import TABLE
@@ -36,7 +37,7 @@ def move(reader: Reader, x: Affine, kind: str, name: str, **attrs: Any) -> Affin
     return reader.net.affine(node, moved(x.scale, idle), moved(x.offset, 0.0))
 
 
-def by_labels(reader: Reader, op: Op) -> None:
+def moved(reader: Reader, op: Op) -> None:
     """Any operator that moves the values of its first input (`frames` says where to)."""
     for name in op.outputs:
         if not name:
@@ -96,5 +97,5 @@ def concat(reader: Reader, op: Op) -> None:
 LAYOUT: dict[str, Handler] = {
     "Transpose": transpose,
     "Concat": concat,
-    **dict.fromkeys(MOVES, by_labels),
+    **dict.fromkeys(MOVES, moved),
 }

@@ -125,9 +125,7 @@ class Network:
             reshape = {"kind": "reshape", "shape": x.shape}
             when: When = "backward" if first else "forward"
             source = self.add(f"{name}.steps", "route", [x.node], {}, reshape, when)
-        node = self.add(
-            name, "route", [source], {}, {"kind": "reshape", "shape": x.shape}, "once"
-        )
+        node = self.add(name, "route", [source], {}, {"kind": "reshape", "shape": x.shape}, "once")
         return self.affine(node, x.scale, x.offset)
 
     def affine(self, node: Node, scale: Any, offset: Any) -> Affine:

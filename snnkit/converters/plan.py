@@ -158,9 +158,7 @@ class Plan:
         nodes = [self.nodes[name] for name in self.cells[cell]]
         own = {n.name for n in nodes}
         given = {s: value(self.nodes[s]) for n in nodes for s in n.inputs if s not in own}
-        samples, steps = next(
-            v.shape[:2] for s, v in given.items() if self.direction[s] != ONCE
-        )
+        samples, steps = next(v.shape[:2] for s, v in given.items() if self.direction[s] != ONCE)
         found = {n.name: np.zeros((samples, steps, *n.shape), np.int64) for n in nodes}
         held: dict[str, Ints] = {}
         for t in order(self.direction[nodes[0].name], steps):

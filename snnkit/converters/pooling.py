@@ -9,9 +9,10 @@ import numpy as np
 
 from snnkit.converters.activations import Floats
 from snnkit.converters.float_model import Array, Op
-from snnkit.converters.frames import Refusal, reduced_axes
+from snnkit.converters.frames import Refusal
 from snnkit.converters.network import Affine, compress
 from snnkit.converters.reader import Handler, Reader
+from snnkit.converters.tracing import reduced_axes, takes_no_axes
 from snnkit.ops.synapses import windows
 
 FINEST = 2**12
@@ -116,8 +117,7 @@ def _axes(reader: Reader, op: Op, x: Affine) -> tuple[int, ...]:
     if op.op.startswith("Global"):
         reader.in_front(op)
         return tuple(range(1, rank - 1))
-    given = reader.setting(op, "axes", 1)
-    if (given is None or not len(given)) and op.attrs.get("noop_with_empty_axes", 0):
+    if takes_no_axes(reader.model, op):
         return ()
     return tuple(sorted({frame.unit(a, rank, op.op) for a in reduced_axes(reader.model, op)}))
 

@@ -89,8 +89,12 @@ class Reader:
             if frame.axes != (0,):
                 raise Refusal(
                     f"'{tensor}' has shape {self.model.shapes[tensor]} with the batch at axis "
-                    f"{frame.batch}" + ("" if frame.time is None else f" and the elements of a "
-                    f"sequence at axis {frame.time}"),
+                    f"{frame.batch}"
+                    + (
+                        ""
+                        if frame.time is None
+                        else f" and the elements of a sequence at axis {frame.time}"
+                    ),
                     "merge samples and elements into the first axis (Reshape) in front of it",
                 )
 
@@ -107,9 +111,7 @@ class Reader:
         shape = frame.units(padded)
         if shape == x.shape:
             return x
-        scale, offset = (
-            np.broadcast_to(a, x.shape).reshape(shape) for a in (x.scale, x.offset)
-        )
+        scale, offset = (np.broadcast_to(a, x.shape).reshape(shape) for a in (x.scale, x.offset))
         attrs = {"kind": "reshape", "shape": shape}
         node = self.net.add(f"{out}.operand{index}", "route", [x.node], {}, attrs)
         return self.net.affine(node, scale, offset)

@@ -22,6 +22,7 @@ from snnkit.converters.frames import Refusal
 from snnkit.sweeps import order
 
 GATES = {"RNN": ("state",), "GRU": ("keep", "reset", "new"), "LSTM": ("in", "out", "forget", "new")}
+CURVES = ("Sigmoid", "Tanh", "Relu", "HardSigmoid", "LeakyRelu", "Elu", "Softplus", "Softsign")
 PEEPHOLES = ("in", "out", "forget")
 DEFAULTS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
 DIRECTIONS = {"forward": (1,), "reverse": (-1,), "bidirectional": (1, -1)}
@@ -54,7 +55,7 @@ def _curve(name: str, alpha: list[float], beta: list[float]) -> Activation:
     if name not in plain:
         raise Refusal(
             f"the activation {name}",
-            "use Sigmoid, Tanh, Relu, HardSigmoid, LeakyRelu, Elu, Softplus or Softsign",
+            f"use one of {', '.join(CURVES)}",
         )
     return plain[name]
 
@@ -137,50 +138,59 @@ class Cell:
 
 def read_cells(op: Op, arrays: list[Any]) -> list[Cell]:
     """The directions of a recurrent operator. arrays : W, R, B or None, P or None."""
-    name = op.attrs.get("direction", "forward")
-    directions = DIRECTIONS[name]
-    gates = GATES[op.op]
+    gates, directions = GATES[op.op], DIRECTIONS[op.attrs.get("direction", "forward")]
     w, r = (np.asarray(a, np.float64) for a in arrays[:2])
-    hidden = int(r.shape[2])
-    many = len(gates)
-    b = np.zeros((len(w), 2 * many * hidden)) if arrays[2] is None else np.float64(arrays[2])
-    p = np.zeros((len(w), 3 * hidden)) if arrays[3] is None else np.float64(arrays[3])
-    per = len(DEFAULTS[op.op])
-    names = [
-        a.decode() if isinstance(a, bytes) else str(a) for a in op.attrs.get("activations", [])
-    ] or list(DEFAULTS[op.op]) * len(directions)
-    canonical = {n.lower(): n for n in ("HardSigmoid", "LeakyRelu", "Softplus", "Softsign")}
-    names = [canonical.get(n.lower(), n.capitalize()) for n in names]
-    alpha, beta = (list(op.attrs.get(f"activation_{k}", [])) for k in ("alpha", "beta"))
-    curves = [_clipped(_curve(n, alpha, beta), float(op.attrs.get("clip", 0.0))) for n in names]
+    hidden, many = int(r.shape[2]), len(gates)
+    sizes = (2 * many * hidden, 3 * hidden)
+    b, p = (
+        np.zeros((len(w), n)) if a is None else np.asarray(a, np.float64)
+        for a, n in zip(arrays[2:], sizes, strict=True)
+    )
+
+    def split(a: Floats, at: int = 0, parts: tuple[str, ...] = gates) -> dict[str, Floats]:
+        return {g: a[(at + i) * hidden : (at + i + 1) * hidden] for i, g in enumerate(parts)}
+
     cells = []
-    for d, direction in enumerate(directions):
-        own, called = curves[d * per : (d + 1) * per], names[d * per : (d + 1) * per]
-        which = {g: 0 for g in gates} | ({"new": 1} if per > 1 else {})
-        which |= {"shown": 2} if per > 2 else {}
-
-        def split(a: Floats, at: int = 0, parts: tuple[str, ...] = gates) -> dict[str, Floats]:
-            return {
-                g: a[(at + i) * hidden : (at + i + 1) * hidden] for i, g in enumerate(parts)
-            }
-
-        by_curve = {g: own[i] for g, i in which.items()}
-        if "shown" in by_curve:  # clip is for the charges of gates
-            by_curve["shown"] = _curve(called[2], [], [])
+    for d, (curves, bounded) in enumerate(_curves(op, len(directions))):
         cells.append(
             Cell(
-                op.op,
-                direction,
-                hidden,
-                split(w[d]),
-                split(r[d]),
-                split(b[d]),
-                split(b[d], many),
-                split(p[d], 0, PEEPHOLES),
-                by_curve,
-                frozenset(g for g, i in which.items() if called[i] in ("Sigmoid", "HardSigmoid")),
-                op.op == "GRU" and not op.attrs.get("linear_before_reset", 0),
-                bool(op.attrs.get("input_forget", 0)),
+                kind=op.op,
+                direction=directions[d],
+                hidden=hidden,
+                wx=split(w[d]),
+                wh=split(r[d]),
+                bias_x=split(b[d]),
+                bias_h=split(b[d], many),
+                peep=split(p[d], 0, PEEPHOLES),
+                curves=curves,
+                sigmoids=bounded,
+                after_reset=op.op == "GRU" and not op.attrs.get("linear_before_reset", 0),
+                coupled=bool(op.attrs.get("input_forget", 0)),
             )
         )
     return cells
+
+
+def _curves(op: Op, directions: int) -> list[tuple[dict[str, Activation], frozenset[str]]]:
+    """For each direction the activations by gate, and which gates have values from 0 to 1."""
+    per = len(DEFAULTS[op.op])
+    given = [
+        a.decode() if isinstance(a, bytes) else str(a) for a in op.attrs.get("activations", [])
+    ]
+    canonical = {n.lower(): n for n in CURVES}
+    names = [canonical.get(n.lower(), n) for n in given] or list(DEFAULTS[op.op]) * directions
+    alpha, beta = (list(op.attrs.get(f"activation_{k}", [])) for k in ("alpha", "beta"))
+    plain = [_curve(n, alpha, beta) for n in names]
+    clip = float(op.attrs.get("clip", 0.0))
+    places = dict.fromkeys(GATES[op.op], 0) | {"new": 1, "shown": 2}
+    found = []
+    for at in range(0, per * directions, per):
+        places_here = {g: at + i for g, i in places.items() if i < per}
+        # clip cuts the charges of gates, not what an LSTM shows of its cell
+        curves = {
+            g: plain[i] if g == "shown" else _clipped(plain[i], clip)
+            for g, i in places_here.items()
+        }
+        bounded = {g for g, i in places_here.items() if names[i] in ("Sigmoid", "HardSigmoid")}
+        found.append((curves, frozenset(bounded)))
+    return found

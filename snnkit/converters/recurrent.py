@@ -64,9 +64,7 @@ def _lengths(reader: Reader, op: Op) -> None:
         name = ""
     known = lengths_names(model)
     if name and name not in known:
-        raise Refusal(
-            f"sequence_lens '{name}' are computed", "make them an input [N] of the model"
-        )
+        raise Refusal(f"sequence_lens '{name}' are computed", "make them an input [N] of the model")
     if known and not name:
         raise Refusal(
             f"it does not read the lengths '{model.lengths}' that other operators read",
@@ -96,17 +94,17 @@ def _ranges(reader: Reader, op: Op, cells: Sequence[Cell]) -> list[dict[str, Flo
     lengths = stats.few([model.lengths])[model.lengths] if model.lengths else None
     results = []
     for d, cell in enumerate(cells):
-        first = []
-        for i in (5, 6):
+        first = {}
+        for i, key in ((5, "first state"), (6, "first cell")):
             name = tensors.get(i)
             if name is None:
-                first.append(np.zeros((len(x), cell.hidden)))
+                first[key] = np.zeros((len(x), cell.hidden))
             elif name in found:
-                first.append(found[name][:, d].astype(np.float64))
+                first[key] = found[name][:, d].astype(np.float64)
             else:
-                first.append(np.tile(_constant_state(reader, op, i)[d], (len(x), 1)))
-        inner = cell.run(x, *first, lengths)
-        results.append({**inner, "first state": first[0], "first cell": first[1]})
+                first[key] = np.tile(_constant_state(reader, op, i)[d], (len(x), 1))
+        inner = cell.run(x, first["first state"], first["first cell"], lengths)
+        results.append({**inner, **first})
     _compare(op, results, found)
     return results
 
@@ -141,7 +139,7 @@ def _initial(reader: Reader, op: Op, index: int, direction: int) -> Affine | Flo
     if len(op.inputs) <= index or not op.inputs[index]:
         return np.zeros(1)
     if not reader.is_data(op, index):
-        return _constant_state(reader, op, index)[direction]
+        return np.asarray(_constant_state(reader, op, index)[direction])
     x, name = reader.data(op, index), f"{op.outputs[0] or op.name}.{direction}.first{index}"
     hidden = x.shape[1]
     rows = np.arange(direction * hidden, (direction + 1) * hidden)
