@@ -273,7 +273,7 @@ REFUSED = {
     "dense behind lengths": (lambda: dense_behind_lengths(), "behind the end of a sequence"),
     "reversed": (lambda: reversed_elements(), "between the elements"),
     "over elements": (lambda: over_elements(), "elements of a sequence"),
-    "loop": (lambda: looped(), "Loop"),
+    "loop": (lambda: looped(), "as RNN, GRU or LSTM"),
 }
 
 

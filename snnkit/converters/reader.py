@@ -14,6 +14,8 @@ from snnkit.converters.network import Affine, Network
 from snnkit.errors import InvalidGraph, Problem, UnsupportedModel
 
 NOT_SUPPORTED = "replace it by supported operators, or leave it out of the exported model"
+LOOPS = ("Loop", "Scan", "If")
+UNROLL = "export recurrence as RNN, GRU or LSTM operators, or unrolled for a fixed length"
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +157,7 @@ class Reader:
         broken: set[str] = set()
         for op in self.model.data_ops:
             if op.op not in self.handlers:
-                self._report(op, "this operator is not supported", NOT_SUPPORTED)
+                self._report(op, "this operator is not supported", _remedy(op))
                 broken.update(op.outputs)
             elif broken.intersection(op.inputs):
                 broken.update(op.outputs)
@@ -177,10 +179,14 @@ class Reader:
         self.problems.append(Problem(op.name, op.op, reason, remedy))
 
 
+def _remedy(op: Op) -> str:
+    return UNROLL if op.op in LOOPS else NOT_SUPPORTED
+
+
 def unsupported_ops(model: FloatModel, handlers: dict[str, Handler]) -> list[Problem]:
     """Problems that show without running the model: operators nobody handles."""
     return [
-        Problem(op.name, op.op, "this operator is not supported", NOT_SUPPORTED)
+        Problem(op.name, op.op, "this operator is not supported", _remedy(op))
         for op in model.data_ops
         if op.op not in handlers
     ]
