@@ -14,6 +14,7 @@ OPTIONAL = {
     "torch": "conversion of torch modules; without a GPU install its CPU wheel first",
     "onnxscript": "export of torch modules",
     "matplotlib": "pictures",
+    "h5py": "export as a .net file",
     "scikit-learn": "the demo's images",
 }
 
