@@ -15,6 +15,7 @@ OPTIONAL = {
     "onnxscript": "export of torch modules",
     "nir": "NIR files, in and out",
     "matplotlib": "pictures",
+    "h5py": "export as a .net file",
     "scikit-learn": "the demo's images",
 }
 

@@ -88,6 +88,28 @@ def test_what_leaves_24_bits_by_default_fits_when_asked(make) -> None:
     assert error["agreement"] >= 0.95, error
 
 
+def test_a_channel_of_next_to_no_weight_fits_too() -> None:
+    """Its theta would leave 24 bits by far; no charge can reach it, so another one does."""
+    b = Builder((2, 6, 6))
+    weight = b.rng.normal(0, 0.5, (4, 2, 3, 3)) * np.array([1e-8, 1, 1, 1]).reshape(4, 1, 1, 1)
+    b.op("Conv", b.array(weight), b.array([1e-4, 0.1, 0, -0.1]))
+    b.op("Relu")
+    b.op("Flatten")
+    b.linear(4, 64)
+    source, x = b.model(), b.samples(40)
+    graph = convert(source, x, levels=255, target="loihi2")
+    first = graph.of("spike")[0]
+    assert first.params["theta"].max() < 10_000
+    values = dense(graph, snnkit.boundary.input_counts(graph, x))[first.name]
+    fires = values.any(axis=(0, 2, 3))
+    assert sorted(fires) == [False, True, True, True]
+    loose = convert(source, x, levels=255, staircase="ladder")
+    assert sorted(
+        dense(loose, snnkit.boundary.input_counts(loose, x))["t1_0"].any(axis=(0, 2, 3))
+    ) == [False, True, True, True]
+    proved(graph, x[:3])
+
+
 def test_levels_are_few_unless_stated() -> None:
     b = cases()["conv"]
     source, x = b.model(), b.samples()

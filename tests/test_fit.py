@@ -189,6 +189,8 @@ def test_thermometer_costs_what_it_writes() -> None:
     assert found.totals["neurons"][0] == stock.neurons
     for e, layer in zip(found.layers[2:], stock.layers[2:], strict=True):
         assert e.synapses[1] == sum(np.count_nonzero(c.weight) for c in layer.connections)
+    units = sum(n.units for n in graph.of("spike", "readout"))
+    assert any("exact" in n and f"stock LIF for {units} units" in n for n in found.notes)
     bif = fit(graph, "loihi2")
     assert found.layers[1].synapses[1] == 9 * bif.layers[1].synapses[1]
     assert found.layers[0].synapses[1] == 3 * bif.layers[0].synapses[1]

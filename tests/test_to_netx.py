@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import builtins
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed; pip install h5py")
 
+import snnkit  # noqa: E402
 from snnkit.errors import BackendMissing, UnsupportedModel  # noqa: E402
 from snnkit.exporters import to_netx  # noqa: E402
 from snnkit.graph import Graph  # noqa: E402
@@ -18,7 +20,8 @@ from tests.shared_data import HOME, needed  # noqa: E402
 
 def read_back(graph: Graph, path, seed: int) -> None:
     """Every layer's integers of every sample, streamed one sample per step."""
-    to_netx.write(graph, path)
+    lines = to_netx.write(graph, path)
+    assert "input_message_bits=9" in lines[1] and str(graph.nodes[0].shape[::-1]) in lines[1]
     counts = stock_nets.samples(graph, seed)
     values, layers = stock_nets.expected(graph, counts), netx_reader.read(path)
     x = (
@@ -66,6 +69,14 @@ def test_pooled_sums_become_dense_layers(tmp_path) -> None:
     x = n.add("sum_pool", (x,), kernel=(2, 2), strides=(2, 2), pads=(0,) * 4, dilations=(1, 1))
     x = n.spike(n.linear(n.flat(x), 7, 100), 2)
     read_back(n.graph(n.linear(x, 3, 90)), tmp_path / "net.net", 1)
+
+
+def test_the_trained_one_step_network_is_a_net_file(tmp_path) -> None:
+    """examples/iir_digits_t1.onnx: binary spikes, so one stock neuron for each of its neurons."""
+    graph = snnkit.load(Path(__file__).parents[1] / "examples" / "iir_digits_t1.onnx")
+    read_back(graph, tmp_path / "net.net", 5)
+    sizes = [int(np.prod(e.shape)) for e in netx_reader.read(tmp_path / "net.net")]
+    assert sizes == [n.units for n in graph.of("spike", "readout")]
 
 
 def test_the_same_graph_gives_the_same_bytes(tmp_path) -> None:

@@ -71,6 +71,9 @@ def _uniform(
 ) -> dict[str, npt.NDArray[Any]] | None:
     exact = stairs.step / scale
     theta = np.maximum(np.rint(exact), 1.0)
+    initial = np.rint(offset / scale) + np.floor(theta / 2)
+    if bound < INT32_BOUND:
+        theta, initial = _muted(charge, theta, initial, stairs)
     span = max(-stairs.lo, stairs.hi) + 1
     room = bound - charge.peak - 1
     if (theta * span * 4 > room).any():
@@ -78,11 +81,26 @@ def _uniform(
     moved = np.abs(theta - exact) / exact * max(-stairs.lo, stairs.hi)
     if strict and ((moved > TOLERATED) | (theta < 8)).any():
         return None
-    initial = np.rint(offset / scale) + np.floor(theta / 2)
     limit = room - theta * span
     # a larger initial charge saturates all the same; clipping keeps the proof of 32 bits
     initial = np.clip(initial, -limit, limit)
     return {"theta": theta.astype(np.int64), "init": initial.astype(np.int64)}
+
+
+def _muted(
+    charge: Node, theta: Floats, initial: Floats, stairs: Staircase
+) -> tuple[Floats, Floats]:
+    """The same staircase where it can fire; where no charge can make a neuron fire, a theta like
+    the others' that no charge reaches either. A channel of next to no weight has a theta beyond
+    24 bits otherwise."""
+    reach = max(-charge.lo, charge.hi)
+    top = np.broadcast_to(initial, np.broadcast_shapes(initial.shape, theta.shape)) + reach
+    shared = tuple(i for i, n in enumerate(theta.shape) if n == 1)
+    mute = (top.max(axis=shared, keepdims=True) < theta) & (stairs.lo == 0)
+    if not mute.any() or mute.all():
+        return theta, initial
+    usual = theta[~mute].min()
+    return np.where(mute, usual, theta), np.where(mute, usual - 1 - reach, initial)
 
 
 def _ladder(

@@ -30,8 +30,10 @@ NEURON = {"iDecay": 4096, "vDecay": 4096, "refDelay": 1, "wgtExp": 0}
 """No memory of the current, none of the potential: the copy of a level sees one sample."""
 
 
-def write(graph: Graph, path: str | os.PathLike[str]) -> None:
+def write(graph: Graph, path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Write `graph` to `path`; whole or not at all, the same bytes for the same graph.
+
+    Returns what whoever runs the file has to know, a line each.
 
     Raises UnsupportedModel with every layer that the format cannot hold exactly, BackendMissing
     without h5py.
@@ -55,6 +57,13 @@ def write(graph: Graph, path: str | os.PathLike[str]) -> None:
             planes = e.connections[0].kind == "conv"
             (_conv if planes else _dense)(layers, e)
     write_beside(path, buffer.getvalue())
+    shape = stock.graph.nodes[0].shape[::-1]
+    return (
+        f"{stock.neurons:,} stock LIF neurons, one per level of a staircase: exact",
+        f"input: the integers of input '{graph.inputs[0].name}' as graded spikes, read with "
+        f"input_message_bits={INPUT_MESSAGE_BITS}, input_shape={shape}",
+        "layer d shows sample n in step n + d; the last layer never fires, its integers are v / 64",
+    )
 
 
 def _obstacles(stock: Stock, k: int) -> list[Problem]:

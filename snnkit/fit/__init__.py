@@ -200,6 +200,7 @@ class _Fitting:
                     f"{e.effective_bits} bits; each is {e.pieces} synapses of 8 bits with "
                     "exponents 7 apart"
                 )
+        notes += self._cost(layers)
         if self.copies[self.graph.of("input")[0].name] > 1:
             notes.append("inputs arrive as binary planes, since this target has no graded spikes")
         if self.graph.sweeps:
@@ -209,6 +210,24 @@ class _Fitting:
             "semantics that lava-nc 0.10.0 does not have; " + _power_of_two(self.graph)
         )
         return notes
+
+    def _cost(self, layers: tuple[Layer, ...]) -> list[str]:
+        """What the thermometer costs over one neuron per unit, and whether it is exact."""
+        if self.expression != "thermometer":
+            return ["expression bif: one neuron with microcode of its own per unit, exact"]
+        units = sum(p.node.units for p in self.populations)
+        single = sum(
+            int(fan_in(p, self.graph, s).sum()) * p.pieces(s)
+            for p in self.populations
+            for s in p.sources
+        )
+        neurons, synapses = (sum(e.neurons for e in layers), sum(e.synapses[1] for e in layers))
+        exact = "not possible for this network" if obstacles(self.graph) else "exact"
+        return [
+            f"expression thermometer: {neurons:,} stock LIF for {units:,} units "
+            f"({neurons / units:.3g} x), {synapses:,} synapses for {single:,} "
+            f"({synapses / single:.3g} x); {exact}"
+        ]
 
 
 def _both(low: Placed, high: Placed, key: str) -> Range:
