@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +117,16 @@ def psmnist() -> Sequences:
     return _mnist(lambda x: x[:, order].reshape(-1, 28, 28))
 
 
+def smnist784() -> Sequences:
+    return _mnist(lambda x: x.reshape(-1, 784, 1))
+
+
+def psmnist784() -> Sequences:
+    order = torch.from_numpy(np.random.default_rng(0).permutation(784))
+    data = _mnist(lambda x: x[:, order].unsqueeze(2))
+    return replace(data, augment=lambda x, y, g: (x[:, order].unsqueeze(2), y))
+
+
 def _split(x: np.ndarray, y: np.ndarray, test: np.ndarray, classes: int) -> Sequences:
     sounds = torch.from_numpy(x.astype(np.float32) / np.float32(255))
     labels = torch.from_numpy(y.astype(np.int64))
@@ -148,7 +158,19 @@ def ecg() -> Sequences:
 
 
 SOURCES: dict[str, Callable[[], Sequences]] = {
-    f.__name__: f for f in (digits, rows, smnist, smnist16, psmnist, fsdd, speech, ecg)
+    f.__name__: f
+    for f in (
+        digits,
+        rows,
+        smnist,
+        smnist16,
+        smnist784,
+        psmnist,
+        psmnist784,
+        fsdd,
+        speech,
+        ecg,
+    )
 }
 
 

@@ -119,24 +119,51 @@ class _Export:
             reading = type(reading)(reading.counts.unsqueeze(2), *_scaling(reading))
         for i, layer in enumerate(model.front):
             whole, bias, theta, _ = (_whole(a) for a in layer.integers(reading))
-            lines, context = [node], layer.front.context
-            for back in range(1, context):
-                lines.append(self.latch(f"front{i}.back{back}", node, lines[-1].name))
-            if context > 1:
-                lines.reverse()
-                node = self.add(f"front{i}.context", "route", lines, kind="concat", axis=0)
+            f, label = layer.front, f"front{i}"
+            node = self.delayed(label, node, f)
             # channels of the oldest element first
             weight = whole.transpose(0, 2, 1, 3).reshape(len(whole), -1, whole.shape[3])
-            f = layer.front
             attrs = {"strides": (f.stride,), "pads": (f.padding,) * 2, "dilations": (1,)}
-            node = self.add(f"front{i}.conv", "conv", (node,), {"weight": weight}, group=1, **attrs)
+            node = self.add(f"{label}.conv", "conv", (node,), {"weight": weight}, group=1, **attrs)
             params = {"init": (bias + theta // 2)[:, None], "theta": theta[:, None]}
             bounds = {"kind": "uniform", "lo": 0, "hi": layer.level.hi}
-            node = self.add(f"front{i}", "spike", (node,), params, **bounds)
+            node = self.add(label, "spike", (node,), params, **bounds)
             reading = layer(reading)
         if len(node.shape) > 1:
             node = self.add("x.flat", "route", (node,), kind="reshape", shape=(node.units,))
         return node, type(reading)(reading.counts.flatten(2), *_scaling(reading))
+
+    def delayed(self, label: str, node: Node, f: Any) -> Node:
+        """[context * C, W]: the elements that a front layer sees, the oldest first."""
+        if f.context == 1:
+            return node
+        if f.dilation > 1:
+            seen = [self.register(label, node, f), node]
+        else:
+            seen = [node]
+            for back in range(1, f.context):
+                seen.insert(0, self.latch(f"{label}.back{back}", node, seen[0].name))
+        return self.add(f"{label}.context", "route", seen, kind="concat", axis=0)
+
+    def register(self, label: str, node: Node, f: Any) -> Node:
+        """[(context - 1) * C, W]: every f.dilation-th element of a shift register, which is one
+        latch for the last f.span elements.
+
+        A chain of latches would have a node for each of them, most of which nothing else reads.
+        """
+        units, size = node.units, node.units * f.span
+        bounds = {"shape": (size,), "lo": node.lo, "hi": node.hi}
+        past = self.add(f"{label}.past", "latch", (), {"initial": np.int32(0)}, **bounds)
+        flat = self.add(f"{label}.new", "route", (node,), kind="reshape", shape=(units,))
+        rest = self.pick(f"{label}.younger", past, np.arange(units, size))
+        line = self.add(f"{label}.line", "route", (rest, flat), kind="concat", axis=0)
+        self.latches[past.name] = line.name
+        places = np.arange(size).reshape(f.span, *node.shape)[:: f.dilation]
+        return self.pick(f"{label}.taps", past, places.reshape(-1, *node.shape[1:]))
+
+    def pick(self, name: str, node: Node, places: Array) -> Node:
+        index = {"index": places.astype(np.int32)}
+        return self.add(name, "route", (node,), index, kind="index", shape=places.shape)
 
     def layer(self, label: str, layer: Any, x: Node, n: Any) -> Node:
         """The hidden state's spike node."""

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snnkit.errors import UsageError
+from snnkit.nn.causal import causal_conv, fired
 from snnkit.nn.quantised import InputGrid
 from snnkit.nn.quantisers import LSQ, WeightQuantiser, rounded, scaled_gradient, staircase
-from snnkit.nn.recurrent import FLOAT32_EXACT, Counts, Levels, recurrent, weighted
+from snnkit.nn.recurrent import FLOAT32_EXACT, LONG, Counts, Levels, recurrent, weighted
 
 READOUTS = ("last", "mean", "each")
 CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -36,13 +37,19 @@ CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 @dataclass(frozen=True)
 class Front:
     """One convolution of the front: output channels, elements it sees, kernel, stride and padding
-    along the place axis."""
+    along the place axis, distance in time between the elements it sees."""
 
     channels: int
     context: int = 1
     kernel: int = 1
     stride: int = 1
     padding: int = 0
+    dilation: int = 1
+
+    @property
+    def span(self) -> int:
+        """How far back in time it looks."""
+        return (self.context - 1) * self.dilation
 
 
 class CausalConv(nn.Sequential):
@@ -50,12 +57,22 @@ class CausalConv(nn.Sequential):
 
     def __init__(self, inputs: int, front: Front):
         kernel, stride = (front.context, front.kernel), (1, front.stride)
-        conv = nn.Conv2d(inputs, front.channels, kernel, stride, (0, front.padding), bias=False)
+        padding, dilation = (0, front.padding), (front.dilation, 1)
+        conv = nn.Conv2d(inputs, front.channels, kernel, stride, padding, dilation, bias=False)
         super().__init__(conv, nn.BatchNorm2d(front.channels), nn.ReLU())
         self.front = front
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(functional.pad(x, (0, 0, self.front.context - 1, 0)))
+        return super().forward(functional.pad(x, (0, 0, self.front.span, 0)))
+
+    def along(self, x: Tensor) -> Tensor:
+        """The same for elements of one place: [T, N, C] to [T, N, O]."""
+        y = causal_conv(x, self[0].weight.squeeze(3), self.front.dilation)
+        norm = self[1]
+        terms = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        flat = y.flatten(0, 1)
+        flat = functional.batch_norm(flat, *terms, norm.training, norm.momentum, norm.eps)
+        return torch.relu(flat).view_as(y)
 
 
 class CRNN(nn.Module):
@@ -95,6 +112,7 @@ class CRNN(nn.Module):
         self.shape, self.readout, self.bidirectional = tuple(shape), readout, bidirectional
         channels, width = (1, *shape) if len(shape) == 1 else shape
         self.front = nn.ModuleList()
+        self.one_place = one_place(self.shape, front)
         for f in front:
             self.front.append(CausalConv(channels, f))
             channels, width = f.channels, (width + 2 * f.padding - f.kernel) // f.stride + 1
@@ -107,14 +125,38 @@ class CRNN(nn.Module):
         self.drop, self.head = nn.Dropout(dropout), nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.through_front(x)[-1]
+        for layer in self.layers:
+            long = isinstance(layer, nn.GRU) and len(x) >= LONG and not self.bidirectional
+            x = self.drop(_torch_gru(layer, x) if long else layer(x)[0])
+        return self.head(read(x, self.readout, self.bidirectional))
+
+    def through_front(self, x: Tensor) -> list[Tensor]:
+        """What each front layer gives, and last what the recurrent layers read, [T, N, F]."""
+        found = []
+        if self.one_place:
+            x = x.transpose(0, 1).flatten(2)
+            for layer in self.front:
+                x = layer.along(x)
+                found.append(x)
+            return [*found, x]
         x = x.unsqueeze(2) if len(self.shape) == 1 else x
         x = x.transpose(1, 2)
         for layer in self.front:
             x = layer(x)
-        x = x.permute(2, 0, 1, 3).flatten(2)
-        for layer in self.layers:
-            x = self.drop(layer(x)[0])
-        return self.head(read(x, self.readout, self.bidirectional))
+            found.append(x)
+        return [*found, x.permute(2, 0, 1, 3).flatten(2)]
+
+
+def one_place(shape: Sequence[int], front: Sequence[Front]) -> bool:
+    """Whether every element of the front has one place: then it is a convolution over time only."""
+    return bool(front) and shape[-1] == 1 and all((f.kernel, f.padding) == (1, 0) for f in front)
+
+
+def _torch_gru(layer: nn.GRU, x: Tensor) -> Tensor:
+    from snnkit.nn.gru_sequence import torch_gru
+
+    return torch_gru(layer, x)
 
 
 def read(x: Tensor, readout: str, bidirectional: bool) -> Tensor:
@@ -157,18 +199,16 @@ class QuantisedFront(nn.Module):
         whole, bias, theta, scale = self.integers(x)
         reach = int(whole.detach().abs().flatten(1).sum(1).max()) * x.most
         kind = torch.float32 if reach < FLOAT32_EXACT else torch.float64
-        counts = functional.pad(x.counts.permute(1, 2, 0, 3), (0, 0, self.front.context - 1, 0))
+        f, top, counts, whole = self.front, self.level.hi, x.counts.to(kind), whole.to(kind)
+        if one_place(counts.shape[3:], (f,)):
+            charge = causal_conv(counts.squeeze(3), whole.squeeze(3), f.dilation)
+            return Counts(fired(charge, bias, theta, top).unsqueeze(3), scale, 0, top)
+        counts = functional.pad(counts.permute(1, 2, 0, 3), (0, 0, f.span, 0))
+        options = {"stride": (1, f.stride), "padding": (0, f.padding), "dilation": (f.dilation, 1)}
         with torch.backends.nnpack.flags(enabled=False):
-            charge = functional.conv2d(
-                counts.to(kind),
-                whole.to(kind),
-                stride=(1, self.front.stride),
-                padding=(0, self.front.padding),
-            )
-        along = (1, -1, 1, 1)
-        v = (charge + bias.reshape(along)) / theta.reshape(along)
-        counts = staircase(v, 0, self.level.hi).float()
-        return Counts(counts.permute(2, 0, 1, 3), scale, 0, self.level.hi)
+            charge = functional.conv2d(counts, whole, **options).permute(2, 0, 1, 3)
+        v = (charge + bias[:, None]) / theta[:, None]
+        return Counts(staircase(v, 0, top).float(), scale, 0, top)
 
 
 class QuantisedHead(nn.Module):
@@ -288,10 +328,7 @@ def _tops(model: CRNN, example: Tensor) -> list[float]:
     model.eval()
     found = []
     with torch.no_grad():
-        x = example.unsqueeze(2) if len(model.shape) == 1 else example
-        x = x.transpose(1, 2)
-        for layer in model.front:
-            x = layer(x)
+        for x in model.through_front(example)[:-1]:
             flat = x.flatten()[:: max(1, x.numel() // 2**20)]
             found.append(max(float(torch.quantile(flat, 0.998)), 1e-3))
     for m, mode in modes.items():

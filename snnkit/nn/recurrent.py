@@ -37,6 +37,8 @@ from snnkit.nn.quantisers import WeightQuantiser, rounded, scaled_gradient, stai
 FLOAT32_EXACT = 2**24
 BOUND = 2**30
 FINEST = 2**24
+LONG = 128
+"""GRUs take sequences of at least this many elements at once (`snnkit.nn.gru_sequence`)."""
 CELL_PARTS = 256
 """p: units of an LSTM's cell charge per product of input gate and candidate."""
 
@@ -181,10 +183,25 @@ class Recurrent(nn.Module):
         """Hidden states [T, N, H]; `record` gets each step's spiking nodes, in the layer's order
         of steps."""
         n = self.integers(x)
+        given = weighted(x.counts, n.wx, x.most)
+        states = self.at_once(given, n) if record is None else None
+        if states is None:
+            states = self.one_by_one(given, n, record)
+        scale = n.theta / n.grid if self.kind == "relu" else self.state_scale()
+        return Counts(states, scale, self.lo, self.levels.state)
+
+    def at_once(self, given: Tensor, n: Integers) -> Tensor | None:
+        """What `one_by_one` returns, by one function of the whole sequence, if there is one."""
+        return None
+
+    def one_by_one(
+        self, given: Tensor, n: Integers, record: dict[str, list[Tensor]] | None
+    ) -> Tensor:
+        """Hidden states [T, N, H] of given = W_x X, step by step."""
         kind = torch.float64 if self.levels.bound > FLOAT32_EXACT else torch.float32
         # unbound, not indexed: the gradient of an index is as large as the whole sequence
-        driven = (n.mx * weighted(x.counts, n.wx, x.most) + n.bias).to(kind).unbind(0)
-        rest = torch.zeros(x.counts.shape[1], self.hidden)
+        driven = (n.mx * given + n.bias).to(kind).unbind(0)
+        rest = torch.zeros(given.shape[1], self.hidden)
         state: tuple[Tensor, ...] = (rest, rest)
         mh, bias_h, theta = n.mh.to(kind), n.bias_h.to(kind), n.theta.to(kind)
         found = []
@@ -200,8 +217,7 @@ class Recurrent(nn.Module):
             found.reverse()
             for train in (record or {}).values():
                 train.reverse()
-        scale = n.theta / n.grid if self.kind == "relu" else self.state_scale()
-        return Counts(torch.stack(found), scale, self.lo, self.levels.state)
+        return torch.stack(found)
 
     def step(
         self,
@@ -272,6 +288,17 @@ class QuantisedGRU(Recurrent):
         new = curved(new_x + self.product_multiplier(theta) * (reset * aside), "tanh", n, grid)
         h = half_up((k * new + keep * (h - new)) / k)
         return (h,), {"reset": reset, "keep": keep, "aside": aside, "new": new, "state": h}
+
+    def at_once(self, given: Tensor, n: Integers) -> Tensor | None:
+        most = int(n.wh.detach().abs().sum(1).max()) * self.levels.state
+        long = len(given) >= LONG and given.dtype == torch.float32 and most < FLOAT32_EXACT
+        if not long:
+            return None
+        from snnkit.nn.gru_sequence import quantised_states
+
+        given = given.flip(0) if self.reverse else given
+        states = quantised_states(given, n, self.product_multiplier(n.theta), self.counts_of())
+        return states.flip(0) if self.reverse else states
 
     def product_multiplier(self, theta: Tensor) -> Tensor:
         """m: charge of one unit of R * Q, theta / K."""
