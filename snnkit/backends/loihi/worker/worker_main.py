@@ -187,8 +187,8 @@ class Job:
             "carry": sweep.task["carry"],
             "period": period,
         }
-        network = Layers(self, sweep, when, busy)
-        self.execute(network.any, int(clock.sum()) * period)
+        for process in Layers(self, sweep, when, busy).parts():
+            self.execute(process, int(clock.sum()) * period)
 
     def execute(self, process, steps):
         """Build a runtime, run it to its end, and take it down."""
@@ -224,14 +224,24 @@ class Layers:
         self.job, self.sweep, self.when, self.busy = job, sweep, when, busy
         self.task = sweep.task
         self.reach = self.linear_reach()
-        processes = {}
+        self.processes = {
+            n["at"]: self.process(n)
+            for n in sweep.nodes
+            if n["kind"] != "linear" or n["record"] is not None
+        }
+        self.part = {at: {at} for at in self.processes}
         for n in sweep.nodes:
-            if n["kind"] != "linear" or n["record"] is not None:
-                processes[n["at"]] = self.process(n)
-        for n in sweep.nodes:
-            if n["at"] in processes:
-                self.connect(n, processes)
-        self.any = next(iter(processes.values()))
+            if n["at"] in self.processes:
+                self.connect(n)
+
+    def parts(self):
+        """One process of each connected part: a Lava runtime runs no more than that."""
+        return [self.processes[min(part)] for part in {id(p): p for p in self.part.values()}.values()]
+
+    def join(self, a, b):
+        """Two processes are connected, so their parts are one."""
+        joined = self.part[a] | self.part[b]
+        self.part.update(dict.fromkeys(joined, joined))
 
     def linear_reach(self):
         """For every node, the matrices from the processes that it is a linear function of."""
@@ -274,9 +284,9 @@ class Layers:
         kinds = {"input": bif.Source, "latch": bif.Latch, "spike": bif.Neurons, "lif": bif.Leaky}
         return kinds.get(n["kind"], bif.Recompute)(spec)
 
-    def connect(self, n, processes):
+    def connect(self, n):
         """Connections into a node's process. Only those into neurons take time."""
-        target = processes[n["at"]]
+        target = self.processes[n["at"]]
         sources = [n["source"]] if n["kind"] == "latch" else n["inputs"]
         if n["kind"] == "linear":
             sources = [n["at"]]
@@ -284,8 +294,9 @@ class Layers:
         for port, s in zip((target.a_in, getattr(target, "b_in", None)), sources):
             for source, matrix in self.reach[s].items():
                 synapses = self.synapses(matrix, delay)
-                processes[source].s_out.connect(synapses.s_in)
+                self.processes[source].s_out.connect(synapses.s_in)
                 synapses.a_out.connect(port)
+                self.join(source, n["at"])
 
     def synapses(self, matrix, delay):
         """Lava's own connection where it is exact, else ours."""
