@@ -191,6 +191,4 @@ def read_task(folder: Path, number: int, task: Task) -> Done:
     if task.raster:
         neurons = [(i, n) for i, n in enumerate(graph.nodes) if n.op in ("spike", "lif")]
         raster = {n.name: load(f"raster.{i}") for i, n in neurons}
-    return Done(
-        values, {n.name: load(f"tally.{i}") for i, n in tallied}, load("steps"), raster
-    )
+    return Done(values, {n.name: load(f"tally.{i}") for i, n in tallied}, load("steps"), raster)

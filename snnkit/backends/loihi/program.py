@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,56 +56,61 @@ class LoihiProgram:
 
         In a network of layers `synops` has the synapses that read a layer directly.
         """
-        task = self._task(x, record, Schedule(mode, seed, delay, phase), carry, network)
+        task = self.task(
+            x, mode=mode, record=record, delay=delay, phase=phase, carry=carry, network=network
+        )
         return self.run_many([task])[0]
+
+    def task(
+        self,
+        x: Any,
+        *,
+        mode: str = "settle",
+        record: Sequence[str] = (),
+        delay: int = 1,
+        phase: int = 0,
+        carry: bool = False,
+        network: str | None = None,
+    ) -> Task:
+        """A run to be done later, with others, by `run_many`; arguments as for `run`."""
+        schedule = Schedule(mode, 0, delay, phase)
+        unit = mode == "steps"
+        chosen = network or ("layers" if unit else "fused")
+        if mode not in self.modes:
+            raise UsageError(
+                f"mode '{mode}' on Lava, whose time steps are synchronous; expected settle or steps"
+            )
+        if chosen not in NETWORKS or (unit and chosen == "fused"):
+            raise UsageError(
+                f"network {network!r} in mode {mode}; expected layers"
+                + ("" if unit else " or fused")
+            )
+        how = "fused" if chosen == "fused" else "unit" if unit else "graded"
+        delay, phase = (schedule.delay, schedule.phase) if unit else (1, 0)
+        counts, names = input_counts(self.graph, x), recorded(self.graph, record)
+        return Task(self.graph, counts, how, names, delay, phase, carry)
 
     def raster(self, x: Any, *, delay: int = 1, phase: int = 0) -> Mapping[str, Array]:
         """Spikes of every neuron in every time step of a network of layers with unit spikes.
 
-        By spike and lif node, [N, time steps, *shape] int64; one-shot graphs. Time step 0 is the
-        one in which the input is given, so neurons fire from time step 1 on.
+        By spike node, [N, time steps, *shape] int64; one-shot graphs. Time step 0 is the one in
+        which the input is given, so neurons fire from time step 1 on.
         """
         if self.graph.sweeps:
             raise UsageError("raster: this network has steps of its own; expected a one-shot one")
-        task = self._task(x, (), Schedule("steps", 0, delay, phase), False, "layers", raster=True)
-        (done,), _ = run_tasks([task], self.environment, **self.limits)
+        task = replace(self.task(x, mode="steps", delay=delay, phase=phase), raster=True)
+        (done,), self.seconds = run_tasks([task], self.environment, **self.limits)
         return {
             name: found.astype(np.int64).reshape(*found.shape[:2], *self.graph.node[name].shape)
             for name, found in done.raster.items()
         }
 
     def stream(self, update: str = "auto") -> Stream:
+        """Refused: raises UsageError."""
         raise UsageError(
             "stream: each packet would start Lava anew, which takes seconds; expected backend "
             "'numba', whose stream has the same readout bit for bit"
         )
-
-    def _task(
-        self,
-        x: Any,
-        record: Sequence[str],
-        schedule: Schedule,
-        carry: bool,
-        network: str | None,
-        raster: bool = False,
-    ) -> Task:
-        unit = schedule.mode == "steps"
-        chosen = network or ("layers" if unit else "fused")
-        if schedule.mode not in self.modes:
-            raise UsageError(
-                f"mode '{schedule.mode}' on Lava, whose time steps are synchronous; expected "
-                "settle or steps"
-            )
-        if chosen not in NETWORKS or (unit and chosen == "fused"):
-            raise UsageError(
-                f"network {network!r} in mode {schedule.mode}; expected layers"
-                + ("" if unit else " or fused")
-            )
-        how = "fused" if chosen == "fused" else "unit" if unit else "graded"
-        counts = input_counts(self.graph, x)
-        names = recorded(self.graph, record)
-        delay, phase = (schedule.delay, schedule.phase) if unit else (1, 0)
-        return Task(self.graph, counts, how, names, delay, phase, carry, raster)
 
     def run_many(self, tasks: Sequence[Task]) -> list[Result]:
         """Several runs (of any graphs) in one worker, which starts once."""

@@ -236,7 +236,9 @@ class Layers:
 
     def parts(self):
         """One process of each connected part: a Lava runtime runs no more than that."""
-        return [self.processes[min(part)] for part in {id(p): p for p in self.part.values()}.values()]
+        return [
+            self.processes[min(part)] for part in {id(p): p for p in self.part.values()}.values()
+        ]
 
     def join(self, a, b):
         """Two processes are connected, so their parts are one."""
@@ -307,7 +309,9 @@ class Layers:
         if not delay or (matrix.nnz and abs(matrix).max() > LARGEST_WEIGHT):
             return self.job.bif.Synapses({"matrix": matrix, "delay": delay})
         # mixed weights lose their lowest bit, so they are doubled and the sums halved
-        return Sparse(weights=matrix * 2, weight_exp=-1, num_message_bits=24, sign_mode=SignMode.MIXED)
+        return Sparse(
+            weights=matrix * 2, weight_exp=-1, num_message_bits=24, sign_mode=SignMode.MIXED
+        )
 
 
 def main(folder, process_folder):
