@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -20,7 +19,16 @@ import numpy.typing as npt
 import snnkit
 from snnkit.backends.loihi.description import describe, problems
 from snnkit.backends.loihi.environment import LAVA
-from snnkit.backends.loihi.job import HERE, PROCESS, WORKER, Task, describe_task, inputs, kept_nodes
+from snnkit.backends.loihi.job import (
+    HERE,
+    PROCESS,
+    WORKER,
+    Task,
+    describe_task,
+    inputs,
+    kept_nodes,
+    npz,
+)
 from snnkit.boundary import (
     DTYPES,
     LENGTHS,
@@ -116,9 +124,9 @@ def _contents(
     sweeps, arrays = describe(graph, "0")
     files = {
         "network.json": _json(_network(graph, task, sweeps)),
-        "net.npz": _npz(arrays),
-        "boundary.npz": _npz(_scales(graph)),
-        "golden.npz": _npz(_golden(graph, task, x, values)),
+        "net.npz": npz(arrays),
+        "boundary.npz": npz(_scales(graph)),
+        "golden.npz": npz(_golden(graph, task, x, values)),
         "requirements.txt": f"{LAVA}\nnumpy<2\n".encode(),
         "supervise.py": (HERE / "supervise.py").read_bytes(),
     }
@@ -256,12 +264,6 @@ def _golden(
 
 def _json(content: Any) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _npz(arrays: Mapping[str, Array]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
 
 
 def _write(place: Path, files: Mapping[str, bytes]) -> None:

@@ -61,7 +61,7 @@ def synapse_count(graph: Graph, node: Node) -> int:
     if node.op == "conv":
         return node.units * int(np.prod(node.params["weight"].shape[1:]))
     if node.op == "linear":
-        return node.units * node.params["weight"].shape[1]
+        return node.units * int(node.params["weight"].shape[1])
     if node.op == "sum_pool" and "axes" not in node.attrs:
         return node.units * int(np.prod(node.attrs["kernel"]))
     return sum(graph.node[s].units for s in node.inputs) if node.op in LINEAR else 0
@@ -137,7 +137,7 @@ def _arrays(node: Node, window: Graph) -> dict[str, Array]:
     if node.op in LINEAR:
         found = {}
         for i in range(len(node.inputs)):
-            for key, value in zip(("data", "indices", "indptr"), matrix(node, window, i)):
+            for key, value in zip(("data", "indices", "indptr"), matrix(node, window, i), strict=True):
                 found[f"{key}{i}"] = value
         if node.op in ("conv", "linear"):
             found["fan_out"] = fan_out(node, window.node[node.inputs[0]]).reshape(-1)

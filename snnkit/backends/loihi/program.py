@@ -99,7 +99,7 @@ class LoihiProgram:
         if self.graph.sweeps:
             raise UsageError("raster: this network has steps of its own; expected a one-shot one")
         task = replace(self.task(x, mode="steps", delay=delay, phase=phase), raster=True)
-        (done,), self.seconds = run_tasks([task], self.environment, **self.limits)
+        (done,), self.seconds = run_tasks([task], self.environment, self.limits)
         return {
             name: found.astype(np.int64).reshape(*found.shape[:2], *self.graph.node[name].shape)
             for name, found in done.raster.items()
@@ -115,7 +115,7 @@ class LoihiProgram:
     def run_many(self, tasks: Sequence[Task]) -> list[Result]:
         """Several runs (of any graphs) in one worker, which starts once."""
         start = time.perf_counter()
-        found, self.seconds = run_tasks(tasks, self.environment, **self.limits)
+        found, self.seconds = run_tasks(tasks, self.environment, self.limits)
         seconds = time.perf_counter() - start
         return [result(t, done, seconds) for t, done in zip(tasks, found, strict=True)]
 

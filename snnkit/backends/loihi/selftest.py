@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from snnkit.backends.loihi.environment import Environment
@@ -17,10 +19,10 @@ def network() -> Graph:
     weight = np.array([[[[3, -5], [7, 1]]], [[[-4, -6], [-127, 9]]]])
     window = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
     a = make_node("a", "conv", [x], {"weight": weight}, {**window, "group": 1})
-    params = {"init": np.int32(10), "theta": np.array([[[40]], [[300]]])}
+    params: dict[str, Any] = {"init": np.int32(10), "theta": np.array([[[40]], [[300]]])}
     s = make_node("s", "spike", [a], params, {"kind": "uniform", "lo": -7, "hi": 7})
     m = make_node("m", "max_pool", [s], attrs={**window, "kernel": (2, 1)})
-    ladder = {"init": np.int32(0), "thresholds": np.array([-2, 1, 4])}
+    ladder: dict[str, Any] = {"init": np.int32(0), "thresholds": np.array([-2, 1, 4])}
     t = make_node("t", "spike", [m], ladder, {"kind": "ladder", "lo": -1, "hi": 2})
     y = make_node("y", "readout", [t], {"bias": np.int32(5)})
     one, zero = np.ones((), np.float32), np.zeros((), np.float32)

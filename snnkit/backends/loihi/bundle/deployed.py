@@ -57,7 +57,7 @@ def quantise(x):
         wanted = [d if isinstance(d, int) else "N" for d in b["dims"]]
         wanted[b["batch"]] = "N"
         if value.ndim != len(wanted) or any(
-            isinstance(w, int) and w != n for w, n in zip(wanted, value.shape)
+            isinstance(w, int) and w != n for w, n in zip(wanted, value.shape, strict=True)
         ):
             raise ValueError(f"input '{b['name']}': shape {value.shape}; expected {tuple(wanted)}")
         value = value.astype(b["dtype"]).transpose(b["axes"]).astype(np.float32)

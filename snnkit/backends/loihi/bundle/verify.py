@@ -9,8 +9,7 @@ import sys
 sys.dont_write_bytecode = True
 
 import numpy as np  # noqa: E402
-from deployed import Damaged, WorkerFailed, arrays, check_files  # noqa: E402
-from deployed import quantise, read_out, run  # noqa: E402
+from deployed import Damaged, WorkerFailed, arrays, check_files, quantise, read_out, run  # noqa: E402  # noqa: E402
 
 
 def differences(manifest, how):

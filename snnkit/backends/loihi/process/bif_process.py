@@ -22,14 +22,15 @@ from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
-from neurons import Leak, Overflow, Staircase, Windows, recomputed, report, tally
+from neurons import Leak, Overflow, Staircase, Windows, given, recomputed, report, tally
 
 BEAT = 0.1
 """Seconds between two signs of life."""
 
 
 class Fused(AbstractProcess):
-    """A whole window of a batch of samples in one time step (`neurons.Windows`)."""
+    """Whole windows: one window of a batch of samples in one time step (`neurons.Windows`), sweep
+    after sweep."""
 
     def __init__(self, spec):
         super().__init__(spec=spec)
@@ -109,10 +110,16 @@ class Guarded(PyLoihiProcessModel):
 class FusedModel(Guarded):
     def __init__(self, proc_params):
         super().__init__(proc_params)
-        self.windows = Windows(self.spec)
+        self.waiting = list(self.spec["sweeps"])
+        self.before = self.until = 0
 
     def step(self):
-        self.windows.run(self.time_step - 1)
+        while self.time_step > self.until:
+            # a sweep may read what the one before it gave, so it is set up when its turn comes
+            sweep = self.waiting.pop(0)
+            self.windows = Windows(sweep)
+            self.before, self.until = self.until, self.until + sweep["windows"]
+        self.windows.run(self.time_step - 1 - self.before)
         self.beat(self.time_step)
 
 
@@ -157,8 +164,7 @@ class SourceModel(Timed):
     def act(self):
         out = self.silence()
         if self.k == 1:
-            given = self.spec["given"]
-            x = given[self.sample, self.t if given.shape[1] > 1 else 0].astype(np.int64)
+            x = given(self.spec, self.sample, self.t).astype(np.int64)
             out, self.given = x - self.given, x
         return self.send(out)
 
@@ -280,7 +286,7 @@ class RecomputeModel(Timed):
 
     def act(self):
         ports = (self.a_in, self.b_in)[: len(self.seen)]
-        self.seen = [x + p.recv()[:, None] for x, p in zip(self.seen, ports)]
+        self.seen = [x + p.recv()[:, None] for x, p in zip(self.seen, ports, strict=True)]
         new = recomputed(self.spec, self.seen)
         out, self.told = (new - self.told)[:, 0], new
         return self.send(out)

@@ -125,6 +125,14 @@ def recomputed(node, sources):
     return found
 
 
+def given(node, samples, t):
+    """Values of an input node at steps t, [samples, units]: of the same step, of the last one of an
+    earlier sweep, or the same at every step."""
+    if node["last"] is not None:
+        t = node["last"][samples]
+    return node["given"][samples, t if node["given"].shape[1] > 1 else 0]
+
+
 def tally(node, samples, delta):
     """Count the unit spikes in `delta` [units, samples]: a graded spike of size k is k of them."""
     if node["tally"] is not None:
@@ -183,8 +191,7 @@ class Windows:
     def evaluate(self, n):
         kind, at = n["kind"], n["at"]
         if kind == "input":
-            given = n["given"]
-            return given[self.columns, self.t if given.shape[1] > 1 else 0].T.astype(np.int64)
+            return given(n, self.columns, self.t).T.astype(np.int64)
         if kind == "latch":
             return self.held[at].astype(np.int64)
         sources = [self.values[s] for s in n["inputs"]]
@@ -196,7 +203,7 @@ class Windows:
         if kind != "linear":
             return recomputed(n, sources)
         new = self.values[at]
-        for s, matrix in zip(n["inputs"], n["matrices"]):
+        for s, matrix in zip(n["inputs"], n["matrices"], strict=True):
             if self.deltas[s].any():
                 new = new + matrix @ self.deltas[s]
         return new

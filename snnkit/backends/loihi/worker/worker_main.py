@@ -60,7 +60,7 @@ class Sweep:
         n["rest"] = n["rest"] if "rest" in n else np.zeros(n["units"], np.int64)
         values = job.values[self.task["name"]]
         if n["kind"] == "input":
-            n["given"] = self.seen(n, values[n["id"]], job)
+            n["given"], n["last"] = values[n["id"]], self.last_step(n, job)
         if "initial_of" in n:
             n["first"] = values[n["initial_of"]][:, 0]
         elif n["kind"] == "latch":
@@ -75,17 +75,15 @@ class Sweep:
             n["tally"] = job.result(self.task, f"tally.{n['id']}", shape, np.int64)
         return n
 
-    def seen(self, n, value, job):
-        """What this sweep sees of a value of an earlier one: [N, steps or 1, units]."""
-        source = n["direction"]
-        if not source or self.direction:
-            return value
+    def last_step(self, n, job):
+        """[N]: which step of an earlier sweep's value this sweep sees, which has none itself; or
+        None: each step sees its own, or there is one for all."""
+        if self.direction or not n["direction"]:
+            return None
         lengths = job.given.get(f"{self.task['name']}.lengths")
-        if source < 0:
-            return value[:, :1]
-        if lengths is None:
-            return value[:, -1:]
-        return value[np.arange(len(value)), lengths - 1][:, None]
+        if n["direction"] < 0:
+            return np.zeros(self.samples, np.int64)
+        return lengths - 1 if lengths is not None else np.full(self.samples, self.task["steps"] - 1)
 
     def crossings(self, at):
         """(fan out, tally) of the synapses that read node `at` itself."""
@@ -109,7 +107,7 @@ class Job:
         self.networks, self.tasks = description["networks"], description["tasks"]
         self.arrays = dict(np.load(self.folder / "net.npz", allow_pickle=False))
         self.given = dict(np.load(self.folder / "in.npz", allow_pickle=False))
-        self.values = {}
+        self.values, self.waiting = {}, []
         self.seconds = {"build": 0.0, "run": 0.0}
 
     def result(self, task, name, shape, dtype):
@@ -137,6 +135,10 @@ class Job:
                 sweep = Sweep(self, task, index)
                 (self.fused if task["how"] == "fused" else self.layers)(sweep)
                 steps += sweep.moved.sum(axis=1)
+        if self.waiting:
+            # one runtime for all: building one takes longer than running most networks
+            spec = {"sweeps": self.waiting}
+            self.execute(self.bif.Fused(spec), sum(s["windows"] for s in self.waiting))
         return self.seconds
 
     def fused(self, sweep):
@@ -150,9 +152,9 @@ class Job:
             "clock": sweep.clock,
             "carry": sweep.task["carry"],
             "batch": batch,
+            "windows": -(-sweep.samples // batch) * sweep.steps,
         }
-        process = self.bif.Fused(spec)
-        self.execute(process, -(-sweep.samples // batch) * sweep.steps)
+        self.waiting.append(spec)
 
     def layers(self, sweep):
         """One process per layer. Where neurons send unit spikes nobody knows beforehand how many
@@ -255,7 +257,7 @@ class Layers:
                 reach[n["at"]] = {n["at"]: identity(n["units"], np.int32, "csr")}
                 continue
             found = {}
-            for s, matrix in zip(n["inputs"], n["matrices"]):
+            for s, matrix in zip(n["inputs"], n["matrices"], strict=True):
                 for source, first in reach[s].items():
                     product = (matrix @ first).tocsr()
                     found[source] = found[source] + product if source in found else product
@@ -293,7 +295,7 @@ class Layers:
         if n["kind"] == "linear":
             sources = [n["at"]]
         delay = self.task["delay"] if n["kind"] == "spike" else 0
-        for port, s in zip((target.a_in, getattr(target, "b_in", None)), sources):
+        for port, s in zip((target.a_in, getattr(target, "b_in", None)), sources, strict=False):
             for source, matrix in self.reach[s].items():
                 synapses = self.synapses(matrix, delay)
                 self.processes[source].s_out.connect(synapses.s_in)
@@ -326,9 +328,8 @@ def main(folder, process_folder):
     from neurons import report
 
     try:
-        import lava.magma.core.process.process  # noqa: F401
-
         import bif_process
+        import lava.magma.core.process.process  # noqa: F401
 
         imported = time.perf_counter() - start
         seconds = Job(folder, bif_process).run()
