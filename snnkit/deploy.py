@@ -123,7 +123,7 @@ def _contents(
     }
     sweeps, arrays = describe(graph, "0")
     files = {
-        "network.json": _json(_network(graph, task, sweeps)),
+        "network.json": _json(_network(graph, task, sweeps, summary["time_steps"])),
         "net.npz": npz(arrays),
         "boundary.npz": npz(_scales(graph)),
         "golden.npz": npz(_golden(graph, task, x, values)),
@@ -205,13 +205,17 @@ def _time_steps(graph: Graph, x: Mapping[str, Array]) -> int:
     return int(compile(graph).run(dict(x), mode="steps").steps.max())
 
 
-def _network(graph: Graph, task: Task, sweeps: list[dict[str, Any]]) -> dict[str, Any]:
+def _network(
+    graph: Graph, task: Task, sweeps: list[dict[str, Any]], time_steps: int
+) -> dict[str, Any]:
     settings = describe_task(task, 0, 0)
     return {
         "sweeps": sweeps,
         "steps": graph.steps,
         "lengths": graph.lengths,
         "batch": settings["batch"],
+        # of several windows only the sum is known
+        "period": 0 if graph.sweeps else time_steps + 2,
         "kept": kept_nodes(Task(graph, task.counts)),
         "inputs": [_boundary(graph, b) for b in graph.inputs],
         "outputs": [_boundary(graph, b) for b in graph.outputs],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from snnkit.backends.loihi.environment import Environment, find
+from snnkit.backends.loihi.supervise import SHARED_MEMORY, _locks
 from snnkit.errors import BackendMissing
+
+MARK = f"SNNKIT_TEST_OF={os.getpid()}"
+"""In the environment of all processes that descend from this one."""
 
 try:
     ENVIRONMENT: Environment | None = find()
@@ -23,30 +29,59 @@ needed = pytest.mark.skipif(ENVIRONMENT is None, reason=REASON)
 
 def environment() -> Environment:
     assert ENVIRONMENT is not None
+    os.environ.__setitem__(*MARK.split("="))
     return ENVIRONMENT
 
 
-def leftovers() -> tuple[set[str], set[str]]:
-    """Segments of shared memory, and processes of our workers (by command line)."""
-    segments = {p.name for p in Path("/dev/shm").iterdir()}
-    processes = set()
-    for path in Path("/proc").iterdir():
+def orphaned_segments() -> set[str]:
+    """Segments of shared memory of runs that are over."""
+    names = {p.name for p in SHARED_MEMORY.glob("sk????_*")}
+    return {name for name in names if not in_use(name[:7])}
+
+
+def in_use(prefix: str) -> bool:
+    try:
+        handle = os.open(_locks() / prefix, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def workers() -> set[str]:
+    """Processes that descend from this one and run our worker or its watchdog, zombies too."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*"):
         try:
+            ours = MARK.encode() in (path / "environ").read_bytes()
             line = (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if b"worker_main.py" in line or b"watchdog.py" in line:
-            processes.add(f"{path.name} {(path / 'stat').read_text().split()[2]}")
-    return segments, processes
+        if ours and (b"worker_main.py" in line or b"watchdog.py" in line):
+            found.add(path.name)
+    return found
+
+
+def gone(patience: float = 0.0) -> bool:
+    """Whether no process and no memory is left, at the latest after `patience` seconds."""
+    until = time.monotonic() + patience
+    while workers() or orphaned_segments():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """Segments and processes are the same afterwards as before."""
-    before = leftovers()
+    assert gone()
     yield
-    after = leftovers()
-    assert not after[0] - before[0] and not after[1] - before[1]
+    assert gone(), (workers(), orphaned_segments())
 
 
 def clean_environment() -> dict[str, str]:

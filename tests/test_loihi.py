@@ -59,16 +59,14 @@ def fused_cases() -> list[Case]:
 
 
 def layer_cases() -> list[Case]:
-    """Unit spikes with every kind of delay and phase, graded spikes, recurrence, leaks."""
+    """Unit spikes with delays and phases, graded spikes, recurrence, leaks."""
     unit = {"mode": "steps"}
     return [
-        (*corpus(2, 2), unit),
+        (*corpus(2, 1), unit),
         (*corpus(2, 2), {}),
-        (*corpus(13, 2), {**unit, "delay": 0, "phase": 3}),
-        (*corpus(7, 2), {**unit, "phase": 2}),
-        (*steps_corpus(1, 2), {**unit, "carry": True}),
-        (*steps_corpus(9, 2), unit),
-        (*steps_corpus(5, 2), {}),
+        (*corpus(0, 1), {**unit, "delay": 0, "phase": 2}),
+        (*steps_corpus(1, 1), {**unit, "carry": True}),
+        (*steps_corpus(9, 1), {}),
     ]
 
 
@@ -141,7 +139,7 @@ def test_one_process_per_layer_equals_the_engine_step_by_step() -> None:
 
 
 def rasters(graph: Graph, x: Any, steps: int) -> dict[str, np.ndarray]:
-    """Spikes of the definition, [N, steps, *shape]: all neurons able to fire do, then all is told."""
+    """Spikes of the definition, [N, steps, *shape]: who is able to fires, then all are told."""
     machine = Machine(graph, input_counts(graph, x))
     found = {n.name: np.zeros((machine.samples, steps, *n.shape), int) for n in graph.of("spike")}
     _deliver_all(machine)
@@ -249,11 +247,11 @@ def test_requests_that_lava_cannot_meet_are_refused() -> None:
     ):
         with pytest.raises(UsageError, match=text):
             p.run(x, **bad)
-    with pytest.raises(UsageError, match="starts? Lava anew"):
+    with pytest.raises(UsageError, match=r"starts? Lava anew"):
         p.stream()
-    with pytest.raises(UnsupportedByBackend, match="node 'w'.*8420100"):
+    with pytest.raises(UnsupportedByBackend, match=r"node 'w'.*8420100"):
         snnkit.compile(wide(127, 260), "loihi")
-    with pytest.raises(UsageError, match="one-shot"):
+    with pytest.raises(UsageError, match=r"one-shot"):
         program(steps_corpus(0, 1)[0]).raster({})
 
 
@@ -270,7 +268,7 @@ def test_a_membrane_beyond_24_bits_is_an_error_of_its_own() -> None:
     """The bounds are proved, so this takes a graph that was not asked whether it fits."""
     graph = wide(127, 400)
     task = Task(graph, {"x": np.full((1, 400), 255)})
-    with pytest.raises(snnkit.SnnkitError, match="layer 's': a membrane potential of 12954000"):
+    with pytest.raises(snnkit.SnnkitError, match=r"layer 's': a membrane potential of 12954000"):
         run_tasks([task], environment())
     fits = replace(task, counts={"x": np.full((1, 400), 1)})
     assert result(fits, *run_tasks([fits], environment())[0], 0.0).outputs["Y"] == 1

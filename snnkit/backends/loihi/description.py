@@ -137,7 +137,9 @@ def _arrays(node: Node, window: Graph) -> dict[str, Array]:
     if node.op in LINEAR:
         found = {}
         for i in range(len(node.inputs)):
-            for key, value in zip(("data", "indices", "indptr"), matrix(node, window, i), strict=True):
+            for key, value in zip(
+                ("data", "indices", "indptr"), matrix(node, window, i), strict=True
+            ):
                 found[f"{key}{i}"] = value
         if node.op in ("conv", "linear"):
             found["fan_out"] = fan_out(node, window.node[node.inputs[0]]).reshape(-1)

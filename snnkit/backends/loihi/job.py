@@ -51,7 +51,9 @@ class LavaFailed(SnnkitError, RuntimeError):
 @dataclass(frozen=True)
 class Task:
     """One run. how : "fused", "unit" or "graded"; counts : values of the input nodes; record :
-    names of nodes whose values to keep; raster : spikes of every time step, one-shot graphs."""
+    names of nodes whose values to keep; raster : spikes of every time step, one-shot graphs;
+    period : time steps of a window to begin with ("unit"; where they are too few, the worker takes
+    more), or 0."""
 
     graph: Graph
     counts: Mapping[str, Array]
@@ -61,6 +63,7 @@ class Task:
     phase: int = 0
     carry: bool = False
     raster: bool = False
+    period: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ def describe_task(task: Task, number: int, network: int) -> dict[str, Any]:
         "phase": task.phase,
         "carry": task.carry,
         "raster": task.raster,
+        "period": task.period,
         "batch": max(1, min(64, BATCH_UNITS // units)),
         "keep": kept_nodes(task),
     }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snnkit.backends import Result, Schedule, Stream, finish, recorded
+from snnkit.backends import Result, Schedule, Stream, compile, finish, recorded
 from snnkit.backends.loihi.description import problems
 from snnkit.backends.loihi.environment import Environment, find
 from snnkit.backends.loihi.job import Done, Task, counted, run_tasks
@@ -88,7 +88,12 @@ class LoihiProgram:
         how = "fused" if chosen == "fused" else "unit" if unit else "graded"
         delay, phase = (schedule.delay, schedule.phase) if unit else (1, 0)
         counts, names = input_counts(self.graph, x), recorded(self.graph, record)
-        return Task(self.graph, counts, how, names, delay, phase, carry)
+        period = 0
+        if unit and not self.graph.sweeps:
+            # how long it takes is known beforehand, as it has to be on a chip; Lava checks it
+            engine = compile(self.graph, "numba")
+            period = 2 + int(engine.run(x, mode=mode, delay=delay, phase=phase).steps.max())
+        return Task(self.graph, counts, how, names, delay, phase, carry, period=period)
 
     def raster(self, x: Any, *, delay: int = 1, phase: int = 0) -> Mapping[str, Array]:
         """Spikes of every neuron in every time step of a network of layers with unit spikes.

@@ -44,7 +44,7 @@ def run_job(
     """Run `job` with the interpreter `python`; seconds spent on import, build, run and in all.
 
     worker, process : folders of worker_main.py and of bif_process.py. start : most seconds until
-    the first time step; heartbeat : between two signs of life from then on; total : in all.
+    a network runs; heartbeat : between two signs of life of one that runs; total : in all.
     Raises WorkerFailed. Whatever happens, no process and no shared memory is left behind.
     """
     sweep_stale()

@@ -81,26 +81,29 @@ class Watch:
         return True
 
     def verdict(self):
-        """What to print, or None as long as the worker is at work."""
+        """What to print, once the worker is done, or has to be stopped."""
         start, ended = time.monotonic(), None
+        since = start
         while True:
             if not self.look() or self.asked:
                 return {"error": {"kind": "orphan", "message": "whoever started it is gone"}}
-            for message in self.reports:
+            while self.reports:
+                message = self.reports.pop(0)
                 if "error" in message or "done" in message:
                     return message
-                self.running = self.running or "running" in message
+                # networks are built one after the other, and only running ones beat
+                self.running, since = "running" in message, time.monotonic()
             if ended is not None:
                 return {"error": {"kind": "died", "message": died(ended)}}
             # what it said last is read once more before it counts as dead
             ended = self.worker.poll()
             now, limits = time.monotonic(), self.limits
+            silent = min(now - since, time.time() - os.fstat(self.progress).st_mtime)
             if now - start > limits["total"]:
                 return self.too_long(f"not done after {limits['total']:g} s")
-            since = time.time() - os.fstat(self.progress).st_mtime
-            if self.running and since > limits["heartbeat"]:
+            if self.running and silent > limits["heartbeat"]:
                 return self.too_long(f"no sign of life for {limits['heartbeat']:g} s")
-            if not self.running and now - start > limits["start"]:
+            if not self.running and now - since > limits["start"]:
                 return self.too_long(f"nothing has started after {limits['start']:g} s")
 
     def too_long(self, text):

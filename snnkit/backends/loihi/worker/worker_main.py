@@ -164,7 +164,7 @@ class Job:
         task = sweep.task
         period = sweep.levels * (1 + task["phase"]) + 2 if neurons else 1
         if task["how"] == "unit" and neurons:
-            period += 16
+            period = task["period"] or period + 16
         while len(waiting):
             if period > LONGEST_PERIOD:
                 raise RuntimeError(f"a window is not quiescent after {period} time steps")
@@ -206,6 +206,7 @@ class Job:
         self.seconds["run"] += time.perf_counter() - built
         self.seconds["build"] += built - start
         process.stop()
+        tell({"building": True})
 
 
 def shared(array):
