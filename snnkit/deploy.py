@@ -113,7 +113,7 @@ def _contents(
     values = dense(graph, counts)
     layers = graph.of("spike", "lif")
     task = Task(graph, counts, record=tuple(n.name for n in layers))
-    summary = {
+    summary: dict[str, Any] = {
         "target": target,
         "digest": graph.digest,
         "neurons": sum(n.units for n in layers),

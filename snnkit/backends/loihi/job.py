@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from snnkit.backends.loihi.description import MOST_TIME_STEPS, PROCESSES, describe
 from snnkit.backends.loihi.environment import Environment
-from snnkit.backends.loihi.supervise import WorkerFailed, run_job
+from snnkit.backends.loihi.supervise import WorkerFailed, read_results, run_job
 from snnkit.boundary import LENGTHS, count_steps
 from snnkit.errors import SnnkitError, UsageError
 from snnkit.graph import Graph
@@ -93,7 +93,8 @@ def run_tasks(
         try:
             write_job(folder, tasks)
             seconds = run_job(environment.executable, folder, WORKER, process, **limits or {})
-            return [read_task(folder, i, task) for i, task in enumerate(tasks)], seconds
+            found = read_results(folder)
+            return [read_task(found, i, task) for i, task in enumerate(tasks)], seconds
         except WorkerFailed as error:
             remedy = REMEDIES.get(error.kind)
             text = f"Lava ({error.kind}): {error}" + (f"; {remedy}" if remedy else "")
@@ -195,13 +196,12 @@ def counted(graph: Graph, how: str) -> dict[str, bool]:
     return found
 
 
-def read_task(folder: Path, number: int, task: Task) -> Done:
-    """The results of a task."""
+def read_task(found: Mapping[str, Array], number: int, task: Task) -> Done:
+    """The results of a task among those of its job."""
     graph = task.graph
 
     def load(what: str) -> Array:
-        found: Array = np.load(folder / "out" / f"{number}.{what}.npy", allow_pickle=False)
-        return found
+        return found[f"{number}.{what}"]
 
     kept = set(kept_nodes(task))
     values = {n.name: load(f"value.{i}") for i, n in enumerate(graph.nodes) if i in kept}

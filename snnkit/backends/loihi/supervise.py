@@ -1,6 +1,6 @@
 """Runs a job folder on Lava under the watchdog, and says what came of it.
 
-Depends on the standard library only: a bundle that is deployed holds a copy of this file.
+Depends on the standard library and numpy only: a bundle that is deployed holds a copy of this file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 SHARED_MEMORY = Path("/dev/shm")
 GRACE = 30.0
@@ -95,6 +97,19 @@ def _outcome(printed: bytes, code: int) -> dict[str, Any]:
             error["kind"], error["message"], error.get("traceback", ""), error.get("noise", "")
         )
     return dict(found["done"])
+
+
+def read_results(job: Path) -> dict[str, Any]:
+    """All results of a job by `task.what`, as arrays."""
+    layout = json.loads((job / "out" / "layout.json").read_text())
+    content = np.fromfile(job / "out" / "results", np.uint8)
+    found = {}
+    for name, (kind, shape, at) in layout.items():
+        end = at + int(np.prod(shape)) * np.dtype(kind).itemsize
+        found[name] = content[at:end].view(kind).reshape(shape)
+    for path in (job / "out").glob("*.npy"):
+        found[path.stem] = np.load(path, allow_pickle=False)
+    return found
 
 
 def _locks() -> Path:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from supervise import WorkerFailed, run_job
+from supervise import WorkerFailed, read_results, run_job
 
 HERE = Path(__file__).resolve().parent
 UNLISTED = {"manifest.json", "manifest.sha256"}
@@ -100,10 +100,8 @@ def run(counts, lengths=None, how="fused", record=(), **limits):
         job = {"format": 1, "networks": [description["sweeps"]], "tasks": [task]}
         (folder / "job.json").write_text(json.dumps(job))
         seconds = run_job(sys.executable, folder, HERE / "worker", HERE / "process", **limits)
-        values = {
-            i: np.load(folder / "out" / f"0.value.{i}.npy", allow_pickle=False)
-            for i in task["keep"]
-        }
+        found = read_results(folder)
+        values = {i: found[f"0.value.{i}"] for i in task["keep"]}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return values, seconds

@@ -88,10 +88,16 @@ class Guarded(PyLoihiProcessModel):
     def __init__(self, proc_params):
         super().__init__(proc_params)
         self.spec = proc_params["spec"]
-        self.last_beat = 0.0
+        self.begun, self.last_beat = False, 0.0
+
+    def begin(self):
+        """Set up in the first time step: a failure of a constructor would go unreported."""
 
     def run_spk(self):
         try:
+            if not self.begun:
+                self.begin()
+                self.begun = True
             self.step()
         except BaseException as error:
             report("overflow" if isinstance(error, Overflow) else "model", error)
@@ -108,8 +114,7 @@ class Guarded(PyLoihiProcessModel):
 @requires(CPU)
 @tag("fixed_pt")
 class FusedModel(Guarded):
-    def __init__(self, proc_params):
-        super().__init__(proc_params)
+    def begin(self):
         self.waiting = list(self.spec["sweeps"])
         self.before = self.until = 0
 
@@ -211,8 +216,7 @@ class Charged(Timed):
 @requires(CPU)
 @tag("fixed_pt")
 class NeuronsModel(Charged):
-    def __init__(self, proc_params):
-        super().__init__(proc_params)
+    def begin(self):
         self.stairs = Staircase(self.spec)
 
     def to_rest(self):
@@ -241,8 +245,7 @@ class NeuronsModel(Charged):
 @requires(CPU)
 @tag("fixed_pt")
 class LeakyModel(Charged):
-    def __init__(self, proc_params):
-        super().__init__(proc_params)
+    def begin(self):
         self.leak = Leak(self.spec)
 
     def to_rest(self):
@@ -302,8 +305,7 @@ class SynapsesModel(Guarded):
     s_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
 
-    def __init__(self, proc_params):
-        super().__init__(proc_params)
+    def begin(self):
         self.buffer = np.zeros(self.spec["matrix"].shape[0], np.int32)
 
     def step(self):

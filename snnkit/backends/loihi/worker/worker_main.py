@@ -67,12 +67,9 @@ class Sweep:
             n["first"] = np.broadcast_to(n["initial"], (self.samples, n["units"]))
         n["record"] = n["tally"] = n["raster"] = None
         if n["own"] and n["id"] in self.task["keep"]:
-            shape = (self.samples, self.steps, n["units"])
-            n["record"] = job.result(self.task, f"value.{n['id']}", shape, np.int32)
-            values[n["id"]] = n["record"]
-        if n["own"] and ("fan_out" in n or n["kind"] in ("spike", "lif")):
-            shape = (self.samples, 3)
-            n["tally"] = job.result(self.task, f"tally.{n['id']}", shape, np.int64)
+            n["record"] = values[n["id"]] = job.result(self.task, f"value.{n['id']}")
+        if tallied(n):
+            n["tally"] = job.result(self.task, f"tally.{n['id']}")
         return n
 
     def last_step(self, n, job):
@@ -89,6 +86,25 @@ class Sweep:
         """(fan out, tally) of the synapses that read node `at` itself."""
         readers = [n for n in self.nodes if "fan_out" in n and n["inputs"][0] == at]
         return [(n["fan_out"], n["tally"]) for n in readers]
+
+
+def tallied(node):
+    """Whether spikes or synaptic operations of a node are counted."""
+    counts = node["kind"] in ("spike", "lif") or "fan_out" in node["arrays"]
+    return node["own"] and counts
+
+
+def results_of(task, sweeps):
+    """(name, type, shape) of everything that a task gives."""
+    samples = task["samples"]
+    yield "steps", "int64", [samples]
+    for sweep in sweeps:
+        steps = task["steps"] if sweep["direction"] else 1
+        for n in sweep["nodes"]:
+            if n["own"] and n["id"] in task["keep"]:
+                yield f"value.{n['id']}", "int32", [samples, steps, n["units"]]
+            if tallied(n):
+                yield f"tally.{n['id']}", "int64", [samples, 3]
 
 
 def csr(node, i):
@@ -109,18 +125,33 @@ class Job:
         self.given = dict(np.load(self.folder / "in.npz", allow_pickle=False))
         self.values, self.waiting = {}, []
         self.seconds = {"build": 0.0, "run": 0.0}
+        self.reserve()
 
-    def result(self, task, name, shape, dtype):
-        """A zeroed array on disk whose space is reserved: a full disk is an error here, not later
-        the death of a process that writes."""
-        path = self.folder / "out" / f"{task['name']}.{name}.npy"
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        handle = os.open(path, os.O_RDWR)
-        try:
-            os.posix_fallocate(handle, 0, max(path.stat().st_size, 1))
-        finally:
-            os.close(handle)
-        return array
+    def reserve(self):
+        """Lay out all results in one file and reserve its space: a full disk is an error here, not
+        later the death of a process that writes. layout.json says what lies where."""
+        layout, size = {}, 0
+        for task in self.tasks:
+            for name, kind, shape in results_of(task, self.networks[task["network"]]):
+                layout[f"{task['name']}.{name}"] = [kind, shape, size]
+                size += -(-int(np.prod(shape)) * np.dtype(kind).itemsize // 8) * 8
+        path = self.folder / "out" / "results"
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+        (self.folder / "out" / "layout.json").write_text(json.dumps(layout))
+        self.layout = layout
+        self.results = np.memmap(path, np.uint8, "r+")
+
+    def result(self, task, name):
+        """The place of a result, zeroed; all processes that are forked write into the same."""
+        kind, shape, at = self.layout[f"{task['name']}.{name}"]
+        end = at + int(np.prod(shape)) * np.dtype(kind).itemsize
+        return self.results[at:end].view(kind).reshape(shape)
+
+    def raster(self, task, node, shape):
+        """A result whose shape nobody knows beforehand, in a file of its own."""
+        path = self.folder / "out" / f"{task['name']}.raster.{node['id']}.npy"
+        return np.lib.format.open_memmap(path, mode="w+", dtype=np.int32, shape=shape)
 
     def run(self):
         for task in self.tasks:
@@ -130,7 +161,7 @@ class Job:
                 for key, value in self.given.items()
                 if key.startswith(prefix) and key[len(prefix) :].isdecimal()
             }
-            steps = self.result(task, "steps", (task["samples"],), np.int64)
+            steps = self.result(task, "steps")
             for index in range(len(self.networks[task["network"]])):
                 sweep = Sweep(self, task, index)
                 (self.fused if task["how"] == "fused" else self.layers)(sweep)
@@ -282,7 +313,7 @@ class Layers:
         )
         if self.task["raster"] and n["kind"] in ("spike", "lif"):
             shape = (self.sweep.samples, self.when["period"], n["units"])
-            spec["raster"] = self.job.result(self.task, f"raster.{n['id']}", shape, np.int32)
+            spec["raster"] = self.job.raster(self.task, n, shape)
         if n["kind"] == "linear":
             return bif.Readout(spec)
         spec["from"] = 2 + self.task["phase"] * n["level"]
