@@ -22,7 +22,8 @@ from snnkit.backends.loihi.selftest import network
 from snnkit.errors import SnnkitError
 from tests.lava import environment, gone, needed, nothing_left, orphaned_segments, workers
 
-LIMITS = {"start": 120.0, "heartbeat": 2.0, "total": 150.0}
+LIMITS = {"start": 240.0, "heartbeat": 60.0, "total": 300.0}
+SILENT = {**LIMITS, "heartbeat": 2.0}
 ROOT = Path(__file__).parents[1]
 
 
@@ -45,7 +46,7 @@ def task() -> Task:
 
 FAULTS = {
     "raises": ("raise ValueError('the model broke')", "model", "ValueError: the model broke"),
-    "hangs": ("time.sleep(600)", "timeout", "no sign of life for 2 s, 1 steps"),
+    "hangs": ("time.sleep(600)", "timeout", "no sign of life for 2 s"),
     "exits": ("os._exit(3)", "timeout", "no sign of life"),
     "killed": ("os.kill(os.getppid(), 9)", "died", "signal 9 (SIGKILL)"),
 }
@@ -55,11 +56,12 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_ends_in_time_and_leaves_nothing(fault: str, tmp_path: Path) -> None:
     code, kind, text = FAULTS[fault]
+    place = faulty(tmp_path, code)
     with nothing_left():
         start = time.monotonic()
         with pytest.raises(LavaFailed) as raised:
-            run_tasks([task()], environment(), LIMITS, faulty(tmp_path, code))
-        assert time.monotonic() - start < LIMITS["start"]
+            run_tasks([task()], environment(), SILENT if kind == "timeout" else LIMITS, place)
+        assert time.monotonic() - start < LIMITS["total"]
     assert raised.value.kind == kind and text in str(raised.value), str(raised.value)
     assert isinstance(raised.value, SnnkitError)
 
