@@ -15,8 +15,8 @@ from snnkit.backends.loihi.environment import Environment, find
 from snnkit.backends.loihi.supervise import SHARED_MEMORY, _locks
 from snnkit.errors import BackendMissing
 
-MARK = f"SNNKIT_TEST_OF={os.getpid()}"
-"""In the environment of all processes that descend from this one."""
+MARK = "SNNKIT_TEST_OF"
+"""In the environment of all processes that descend from the test's."""
 
 try:
     ENVIRONMENT: Environment | None = find()
@@ -29,7 +29,7 @@ needed = pytest.mark.skipif(ENVIRONMENT is None, reason=REASON)
 
 def environment() -> Environment:
     assert ENVIRONMENT is not None
-    os.environ.__setitem__(*MARK.split("="))
+    os.environ.setdefault(MARK, str(os.getpid()))
     return ENVIRONMENT
 
 
@@ -54,11 +54,12 @@ def in_use(prefix: str) -> bool:
 
 
 def workers() -> set[str]:
-    """Processes that descend from this one and run our worker or its watchdog, zombies too."""
+    """Processes that descend from the test's and run our worker or its watchdog, zombies too."""
     found = set()
+    mark = f"{MARK}={os.environ.get(MARK)}".encode()
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            ours = MARK.encode() in (path / "environ").read_bytes()
+            ours = mark in (path / "environ").read_bytes()
             line = (path / "cmdline").read_bytes()
         except OSError:
             continue
@@ -85,5 +86,6 @@ def nothing_left() -> Iterator[None]:
 
 
 def clean_environment() -> dict[str, str]:
-    """The process environment without anything of ours in it."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("SNNKIT", "PYTHON"))}
+    """The process environment without anything of ours in it, but for the mark."""
+    ours = ("SNNKIT", "PYTHON")
+    return {k: v for k, v in os.environ.items() if k == MARK or not k.startswith(ours)}
