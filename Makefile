@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out
+LAVA := .venv-lava
 
 .PHONY: demo test lint clean
 
@@ -25,8 +26,16 @@ lint: $(VENV)/ready-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+# Lava needs a Python 3.10 of its own. Where none is found its tests are skipped, with this reason.
+$(VENV)/ready-lava: $(VENV)/ready-test
+	test -n "$$SNNKIT_LAVA_PYTHON" || $(BIN)/snnkit lava-env create --path $(LAVA) \
+		|| echo "no Lava here: the tests that run it are skipped"
+	touch $@
+
+test: lint $(VENV)/ready-lava
+	if [ -z "$$SNNKIT_LAVA_PYTHON" ] && [ -f $(LAVA)/lava-env.json ]; then \
+		export SNNKIT_LAVA_PYTHON="$(CURDIR)/$(LAVA)/bin/python"; fi; \
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf $(VENV) $(OUT) build *.egg-info
+	rm -rf $(VENV) $(LAVA) $(OUT) build *.egg-info

@@ -164,7 +164,11 @@ class _Session:
                 self.report.skipped[name] = str(error)
                 continue
             program = compile(graph, name)
+            offered = getattr(program, "modes", MODES)
             for mode in modes:
+                if mode not in offered:
+                    self.report.skipped[f"{name} {mode}"] = "the backend does not offer this mode"
+                    continue
                 for suffix, carry in carries.items():
                     how = {"mode": mode, "carry": carry} if carry else {"mode": mode}
                     self.programs[f"{name} {mode}{suffix}"] = (program, how)

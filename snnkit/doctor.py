@@ -32,8 +32,8 @@ def diagnose() -> dict[str, Any]:
     backends = {}
     for name in sorted(available()):
         try:
-            get(name)
-            backends[name] = "ready"
+            worker = getattr(get(name), "environment", None)
+            backends[name] = f"ready, in {worker.executable}" if worker else "ready"
         except BackendMissing as error:
             backends[name] = str(error)
     required = {name: _version(name) for name in REQUIRED}

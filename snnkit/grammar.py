@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from snnkit import commands
+from snnkit import commands, commands_hardware
 from snnkit.commands import MODES
 
 
@@ -125,6 +125,19 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--rounds", type=int, default=15, help="runs of each candidate, in turns")
 
 
+def _deploy(p: argparse.ArgumentParser) -> None:
+    p.add_argument("net", help="net.onnx")
+    p.add_argument("--target", choices=("lava-cpu", "loihi2"), required=True)
+    p.add_argument("-o", "--output", required=True, help="folder to write")
+    p.add_argument("--samples", help=".npy, or .npz by input name: golden inputs; default random")
+
+
+def _lava_env(p: argparse.ArgumentParser) -> None:
+    p.add_argument("action", choices=("create", "status"))
+    p.add_argument("--python", help="an interpreter of version 3.10; default: looked for")
+    p.add_argument("--path", help="folder to make; default: one in the user's cache")
+
+
 def _nothing(p: argparse.ArgumentParser) -> None:
     """No arguments of its own."""
 
@@ -148,6 +161,18 @@ COMMANDS = (
         "layers and bounds; or why a model cannot be converted",
     ),
     ("bench", commands.bench, _bench, "time per sample beside rivals, once equality is proved"),
+    (
+        "deploy",
+        commands_hardware.deploy,
+        _deploy,
+        "write a folder that runs and checks itself where only Lava is installed",
+    ),
+    (
+        "lava-env",
+        commands_hardware.lava_env,
+        _lava_env,
+        "make or show the environment with Lava, for backend loihi",
+    ),
     ("doctor", commands.doctor, _nothing, "versions, backends, and what is missing"),
 )
 """Name, what it does, its arguments, and what `--help` says."""

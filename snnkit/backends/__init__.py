@@ -26,8 +26,12 @@ from snnkit.graph import Graph
 
 MODES = ("settle", "events", "steps", "fuzz")
 
-BUILT_IN = {"numba": "snnkit.backends.numba_cpu", "reference": "snnkit.reference"}
-INSTALL = {"numba": "pip install numba"}
+BUILT_IN = {
+    "numba": "snnkit.backends.numba_cpu",
+    "loihi": "snnkit.backends.loihi",
+    "reference": "snnkit.reference",
+}
+INSTALL = {"numba": "pip install numba", "loihi": "snnkit lava-env create"}
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,10 @@ class Stream(Protocol):
 
 
 class Program(Protocol):
-    """A graph made ready to run."""
+    """A graph made ready to run.
+
+    A program that does not offer every mode has an attribute `modes` that names those it does.
+    """
 
     graph: Graph
 
