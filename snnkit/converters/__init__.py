@@ -46,8 +46,10 @@ def convert(
         from `snnkit.nn.prepare`, or a `snnkit.models.crnn.QuantisedCRNN`, gives the integers that
         training used; options and calibration are its own then. A network of `snnkit.nn` neurons
         becomes `lif` nodes, or binary spikes at one time step (`converters.from_snn`).
-    calibration : [N, *shape] array, or a mapping by input name. Real inputs in the scaling that
-        the model expects: ranges and the input's scale come from them, nothing is guessed.
+        RNN, GRU and LSTM operators make a step graph (`converters.recurrent`).
+    calibration : array in the layout that the model expects ([N, *shape]; sequences may be
+        [T, N, F]), or a mapping by input name. Real inputs in the model's own scaling: ranges
+        and the input's scale come from them, nothing is guessed.
     levels : 1..255, steps of each activation's staircase.
     weight_bits : 2..8, symmetric, per output channel.
     calibrator : "mse" (least squared error), "percentile" (99.9), "minmax".
