@@ -52,8 +52,10 @@ def convert(
         training used; options and calibration are its own then. A network of `snnkit.nn` neurons
         becomes `lif` nodes, or binary spikes at one time step (`converters.from_snn`). So does
         a NIR file, PATH.nir, or nir.NIRGraph (`converters.from_nir`), with calibration optional.
-    calibration : [N, *shape] array, or a mapping by input name. Real inputs in the scaling that
-        the model expects: ranges and the input's scale come from them, nothing is guessed.
+        RNN, GRU and LSTM operators make a step graph (`converters.recurrent`).
+    calibration : array in the layout that the model expects ([N, *shape]; sequences may be
+        [T, N, F]), or a mapping by input name. Real inputs in the model's own scaling: ranges
+        and the input's scale come from them, nothing is guessed.
     levels : 1..255, steps of each activation's staircase; default 255, for a target fewer.
     weight_bits : 2..8, symmetric, per output channel.
     calibrator : "mse" (least squared error), "percentile" (99.9), "minmax".

@@ -310,8 +310,9 @@ class FloatModel:
             for i, d in enumerate(value.type.tensor_type.shape.dim):
                 if free or i in axes[value.name]:
                     d.Clear()
-                    # nothing is said about which sizes agree
-                    d.dim_param = f"free {value.name} {i}" if free or i else "batch"
+                    named = "batch" if i == axes[value.name][0] else "time"
+                    # with all axes free nothing is known about which sizes agree
+                    d.dim_param = f"free {value.name} {i}" if free else named
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
