@@ -12,7 +12,7 @@ def _convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help="float ONNX file, or a spiking network as PATH.nir")
     p.add_argument("-o", "--output", required=True, help="net.onnx to write")
     p.add_argument("--calibration", help=".npy, or .npz by input name: real inputs (.nir: if any)")
-    p.add_argument("--levels", type=int, help="steps of each activation, 1..255; default 255")
+    p.add_argument("--levels", type=int, help="1..255 steps; default 255, with --target 15 or 3")
     p.add_argument("--weight-bits", type=int, default=8, help="2..8")
     p.add_argument("--calibrator", choices=("mse", "percentile", "minmax"), default="mse")
     p.add_argument("--staircase", choices=("auto", "uniform", "ladder"), default="auto")

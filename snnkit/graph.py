@@ -28,7 +28,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from snnkit.canonical import all_arrays, describe
 from snnkit.errors import BadShape, FloatArray, InvalidGraph, RangeOverflow, TooLarge, UnknownOp
 from snnkit.ops import TABLE
 from snnkit.sweeps import check_sweeps, parts, window
@@ -251,7 +252,7 @@ class Graph:
     def digest(self) -> str:
         """sha256 of the canonical form: structure, attributes, arrays, boundaries, meta."""
         state = hashlib.sha256(json.dumps(describe(self), sort_keys=True).encode())
-        for array in _all_arrays(self):
+        for array in all_arrays(self):
             state.update(str((array.dtype.str, array.shape)).encode())
             state.update(np.ascontiguousarray(array).tobytes())
         return state.hexdigest()
@@ -355,52 +356,3 @@ def _check_name(name: Any) -> None:
 
 def _is_dim(value: Any) -> bool:
     return _is_text(value) or (type(value) is int and 0 < value <= INT32_BOUND)
-
-
-def describe(graph: Graph) -> dict[str, Any]:
-    """The structure without arrays' content, as plain JSON. The file keeps it; the digest too."""
-    # one-shot graphs are described as they were before there were steps: same bytes, same digests
-    time: dict[str, Any] = {}
-    if graph.sweeps:
-        time["sweeps"] = [list(pair) for pair in graph.sweeps]
-        time["steps"], time["latches"] = graph.steps, dict(sorted(graph.latches.items()))
-        time.update({"lengths": graph.lengths} if graph.lengths else {})
-        if graph.lengths_dtype != "int32":
-            time["lengths_dtype"] = graph.lengths_dtype
-    return {
-        "nodes": [
-            {
-                "name": n.name,
-                "op": n.op,
-                "inputs": list(n.inputs),
-                "attrs": dict(n.attrs),
-                "params": {k: list(n.params[k].shape) for k in sorted(n.params)},
-            }
-            for n in graph.nodes
-        ],
-        "inputs": [_describe_boundary(b) for b in graph.inputs],
-        "outputs": [_describe_boundary(b) for b in graph.outputs],
-        "meta": dict(sorted(graph.meta.items())),
-        **time,
-    }
-
-
-def _describe_boundary(b: Boundary) -> dict[str, Any]:
-    return {
-        "name": b.name,
-        "node": b.node,
-        "dtype": b.dtype,
-        "dims": list(b.dims),
-        "scale": list(b.scale.shape),
-        "offset": list(b.offset.shape),
-        "post": [dict(sorted(step.items())) for step in b.post],
-        **({"batch": b.batch} if b.batch else {}),
-        **({"time": b.time} if b.time is not None else {}),
-    }
-
-
-def _all_arrays(graph: Graph) -> Iterable[npt.NDArray[Any]]:
-    for n in graph.nodes:
-        yield from (n.params[k] for k in sorted(n.params))
-    for b in (*graph.inputs, *graph.outputs):
-        yield from (b.scale, b.offset)

@@ -15,7 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from snnkit.boundary import tensor_axes
-from snnkit.graph import TENSOR, Boundary, Graph, Node, describe
+from snnkit.canonical import describe
+from snnkit.graph import TENSOR, Boundary, Graph, Node
 from snnkit.onnx_functions import DOMAIN, OPSET, function
 from snnkit.onnx_scope import Scope
 from snnkit.onnx_sweeps import write_sweep

@@ -81,13 +81,25 @@ def convert(
         if expression is not None:
             raise UsageError(f"expression {expression!r} without a target; expected both")
         return _convert(model, calibration, policy, timing)
+    return _for_target(model, calibration, policy, timing, target, expression, levels is None)
+
+
+def _for_target(
+    model: Any,
+    calibration: Any,
+    policy: Policy,
+    timing: Timing | None,
+    target: str,
+    expression: str | None,
+    free_levels: bool,
+) -> Graph:
+    """A graph that fits the target. free_levels : the target chooses the number of levels."""
     from snnkit.converters.for_target import LEVELS, chosen, fitted, require
 
     chip, kind = chosen(target, expression)
-    own = is_prepared(model) or is_recurrent(model) or is_nir(model) or _is_spiking(model)
-    if own:
+    if is_prepared(model) or is_recurrent(model) or is_nir(model) or _is_spiking(model):
         return require(_convert(model, calibration, policy, timing), chip, kind)
-    if levels is None:
+    if free_levels:
         policy = replace(policy, levels=LEVELS[kind])
     return fitted(lambda p: _convert(model, calibration, p, timing), policy, chip, kind)
 
