@@ -17,7 +17,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 SCALE, ZERO = 0.5847029, 83
 """int8 grid of MLPerf's inputs."""
-ORDER = "Down Go Left No Off On Right Stop Up Yes Silence Unknown".split()
+ORDER = "Down", "Go", "Left", "No", "Off", "On", "Right", "Stop", "Up", "Yes", "Silence", "Unknown"
 ROUNDS = 5
 KNOWN = 0.75
 """Correlation from which two clips count as the same one."""
