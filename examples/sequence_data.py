@@ -9,10 +9,18 @@ smnist   MNIST as 784 pixels in order, in frames of 28: T 28. The front convolve
          frames: a causal convolution over the pixel sequence with taps 28 i + j apart.
 smnist16 the same in frames of 16, which cut across the rows: T 49. A causal convolution with
          kernel 48 and stride 16 over the pixels is a front layer that sees three frames.
+smnist784  the 784 pixels one by one: T 784, one value each. Front: taps of 5 pixels, then of 5
+         rows (28 apart), 4 pixels (4 apart) and 4 rows (112 apart); a hidden state sees 465 pixels
+         through it and the others through the state before.
+psmnist784  the 784 pixels one by one in psmnist's order: T 784. Front: windows of 28 elements, then
+         14 of them, 28 apart: it sees the last 392 elements, the first half is in the state only.
 psmnist  the 784 pixels in a fixed random order (numpy's default_rng(0).permutation), in frames
          of 28: T 28. A convolution with kernel 28 and stride 28 is a front layer of one frame.
 fsdd     log-mel of spoken digits, T 64, 32 bands; takes 0..4 of each speaker are the test
 speech   log-mel of Speech Commands, T 49, 40 bands, 12 classes; random 3,200 / 800, seed 0
+kws      MLPerf Tiny's keyword spotting: its 500 test inputs, T 49, 10 MFCC, 12 classes. Training
+         clips: Speech Commands' log-mel clips that are not among the 500, mapped to MFCC
+         (keyword_features). Both are of the official test set, so speakers may be in both.
 ecg      QTDB, 4 spike channels of -1, 0, +1, a label per step; training on crops of 200 steps;
          steps without a class are masked (label -100)
 """
@@ -146,6 +154,28 @@ def speech() -> Sequences:
         return _split(f["x"], f["y"], test, 12)
 
 
+def kws() -> Sequences:
+    import keyword_features as features
+
+    mfcc, y, logmel, labels = features.read(HOME)
+    made, alike = features.matched(mfcc, y, logmel, labels)
+    parts = ((made[alike < features.KNOWN], labels[alike < features.KNOWN]), (mfcc, y))
+    found = [
+        (torch.from_numpy(np.clip(np.rint(x / features.SCALE) + features.ZERO, -128, 127)), z)
+        for x, z in parts
+    ]
+    train, test = ((x.float() / 64, torch.from_numpy(z)) for x, z in found)
+    return Sequences(train, test, 12, 1 / 64, -128, moved_keywords)
+
+
+def moved_keywords(x: Tensor, y: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Clips shifted in time, each made louder or softer (the first coefficient), others noisy."""
+    x = x.roll(_draw(g, -5, 5), 1).clone()
+    x[:, :, 0] += torch.randn(len(x), 1, generator=g) * 0.15
+    x[:, :, 1:] += torch.randn(x[:, :, 1:].shape, generator=g) * 0.015
+    return x.clamp(-2, 127 / 64), y
+
+
 def ecg() -> Sequences:
     from scipy.io import loadmat
 
@@ -169,6 +199,7 @@ SOURCES: dict[str, Callable[[], Sequences]] = {
         psmnist784,
         fsdd,
         speech,
+        kws,
         ecg,
     )
 }

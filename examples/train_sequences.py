@@ -137,6 +137,18 @@ RECIPES: dict[str, Recipe] = {
         4,
         batch=64,
     ),
+    "kws": Recipe(
+        {
+            "front": (Front(64, 3, 10), Front(64, 3)),
+            "cell": "gru",
+            "hidden": (64,),
+            "readout": "mean",
+            "dropout": 0.3,
+        },
+        16,
+        3,
+        batch=64,
+    ),
     "ecg": Recipe(
         {"front": (Front(24, 8, 4),), "cell": "lstm", "hidden": (32,), "readout": "each"},
         60,
@@ -198,7 +210,7 @@ def compare(
     keys = (*keys, "onnxruntime outputs differ")
     found: dict[str, Any] = dict.fromkeys(keys, 0)
     right = {"quantised": 0, "spiking": 0}
-    asked = 0
+    asked = taken = 0
     for x, y in zip(*(a.split(CHUNK) for a in data.test), strict=True):
         counts = model.counts(x)
         with torch.no_grad():
@@ -217,7 +229,9 @@ def compare(
         for key, scores in (("quantised", ours), ("spiking", theirs)):
             r, n = accuracy(scores, y)
             right[key] += r
-        asked += n
+        asked, taken = asked + n, taken + len(x)
+        if taken % 1000 == 0:
+            print(f"{taken} samples: {json.dumps(found)}", flush=True)
     return {"accuracy": {k: v / asked for k, v in right.items()}, **found}
 
 

@@ -20,6 +20,7 @@ pytest.importorskip("torch", reason="torch is not installed; pip install torch")
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "examples").glob("sequence_*.onnx"))
+LONG = [p for p in SHIPPED if p.stem.endswith("784")]
 
 
 def test_the_script_trains_converts_and_compares(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_the_script_trains_converts_and_compares(tmp_path: Path) -> None:
     assert graph.steps == 8 and len(graph.of("latch")) == 1
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in SHIPPED if p not in LONG], ids=lambda p: p.stem)
 def test_shipped_networks_are_exact(path: Path) -> None:
     """On made-up sequences: every neuron in every execution, all layers firing over time."""
     graph = snnkit.load(path)
@@ -65,3 +66,27 @@ def test_shipped_mnist_networks_are_as_accurate_as_stated() -> None:
         given = (x[:, order] if name == "psmnist" else x).reshape(500, 28, 28)
         (y,) = snnkit.compile(graph).run(given).outputs.values()
         assert (y.argmax(1) == labels[:500]).mean() > least, name
+
+
+@shared_data.needed
+@pytest.mark.parametrize("path", LONG, ids=lambda p: p.stem)
+def test_shipped_networks_read_mnist_pixel_by_pixel(path: Path) -> None:
+    """784 elements of one pixel: the engine is the reference on every neuron, and right."""
+    images, labels = shared_data.mnist("t10k")
+    x = images[:20].reshape(20, 784, 1).astype(np.float32) / np.float32(255)
+    order = np.random.default_rng(0).permutation(784)
+    given = x[:, order] if path.stem == "sequence_psmnist784" else x
+    graph = snnkit.load(path)
+    assert graph.steps == 784 and graph.node["x"].units == 1
+    names = [n.name for n in graph.of("spike")]
+    result = snnkit.compile(graph).run(given, record=names)
+    assert (result.outputs["y"].argmax(1) == labels[:20]).sum() >= 18
+    values = dense(graph, input_counts(graph, given[:2]))
+    for name in names:
+        counts = result.counts[name]
+        assert (counts != counts[:1, :1]).any(), f"{name} is constant"
+        assert np.array_equal(counts[:2], values[name]), name
+
+
+def test_both_networks_of_784_pixels_are_shipped() -> None:
+    assert [p.stem for p in LONG] == ["sequence_psmnist784", "sequence_smnist784"]

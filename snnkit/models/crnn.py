@@ -3,9 +3,9 @@
 The layout is ours; arXiv 2408.09403 (RNN -> QRNN -> recurrent BIF network), of which only the
 abstract is available, is where the pipeline comes from. A sequence is [N, T, F] or [N, T, C, W]:
 T elements of C channels and W places (bands, pixels of a frame). A front layer convolves over
-time and place at once, causally in time: element t sees the elements t - context + 1 .. t. So
-it runs element by element, its memory a delay line of `context - 1` latches. A front layer of
-width one is a 1d convolution over time.
+time and place at once, causally in time: element t sees the elements t - k * dilation, k = 0 ..
+context - 1, so it runs element by element with a delay line as its memory. A front layer of width
+one is a 1d convolution over time.
 
 `CRNN` is the float network, with torch's own layers. `QuantisedCRNN` holds the same network under
 quantisation-aware training, BatchNorm folded; its forward pass is the spiking network's,
