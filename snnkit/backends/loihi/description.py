@@ -40,21 +40,18 @@ def problems(graph: Graph, bits: int = MEMBRANE_BITS) -> list[tuple[str, str]]:
     and the number of synapses."""
     found = []
     limit = 2 ** (bits - 1)
+    expected = f"expected below 2^{bits - 1} = {limit}"
     for n in graph.nodes:
         reach = max(n.peak, n.hi, -n.lo)
         if reach >= limit:
-            found.append(
-                (n.name, f"a charge can reach {reach}; expected below 2^{bits - 1} = {limit}")
-            )
+            found.append((n.name, f"a charge can reach {reach}; {expected}"))
             continue
         if n.op == "lif":
             bound = membrane_bound(n.attrs, n.params, n.peak)
             theta = int(np.abs(n.params["theta"]).max())
             if max(bound, theta) >= limit:
                 text = f"its membrane potential can reach {bound} in {n.attrs['steps']} steps"
-                found.append(
-                    (n.name, f"{text}, theta {theta}; expected below 2^{bits - 1} = {limit}")
-                )
+                found.append((n.name, f"{text}, theta {theta}; {expected}"))
         count = synapse_count(graph, n)
         if count > MOST_SYNAPSES:
             found.append((n.name, f"{count} synapses; expected at most {MOST_SYNAPSES}"))
