@@ -114,12 +114,14 @@ def test_the_death_of_the_parent_ends_everything(how: signal.Signals, tmp_path: 
     command = [sys.executable, "-c", RUNNER, str(place)]
     assert environment() and gone()
     parent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 240
-    while not mark.exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert mark.exists() and len(workers()) > 2
-    assert list(supervise.SHARED_MEMORY.glob("sk????_*"))
-    os.kill(parent.pid, how)
+    try:
+        until = time.monotonic() + 240
+        while not mark.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert mark.exists() and len(workers()) > 2
+        assert list(supervise.SHARED_MEMORY.glob("sk????_*"))
+    finally:
+        os.kill(parent.pid, how)
     parent.wait(60)
     assert gone(60), (workers(), orphaned_segments())
 

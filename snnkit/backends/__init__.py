@@ -29,9 +29,14 @@ MODES = ("settle", "events", "steps", "fuzz")
 BUILT_IN = {
     "numba": "snnkit.backends.numba_cpu",
     "loihi": "snnkit.backends.loihi",
+    "lava": "snnkit.backends.loihi.simulation",
     "reference": "snnkit.reference",
 }
-INSTALL = {"numba": "pip install numba", "loihi": "snnkit lava-env create"}
+INSTALL = {
+    "numba": "pip install numba",
+    "loihi": "snnkit lava-env create",
+    "lava": "snnkit lava-env create",
+}
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,7 @@ from snnkit.sweeps import RESTING, spike_levels
 Array = npt.NDArray[Any]
 
 MEMBRANE_BITS = 24
-MEMBRANE = 2 ** (MEMBRANE_BITS - 1)
-"""Membrane potentials, charges and messages have 24 bits with their sign."""
+"""Membrane potentials, charges and messages of a chip, with their sign."""
 MOST_SYNAPSES = 2**27
 """Of one layer, each weight counted wherever it is used."""
 MOST_TIME_STEPS = 2**31 - 1
@@ -36,20 +35,23 @@ PROCESSES = ("input", "latch", "spike", "lif", "max_pool", "product")
 """Ops that are a Lava process of their own; all others are on the way between two of them."""
 
 
-def problems(graph: Graph) -> list[tuple[str, str]]:
-    """(node, reason) for everything that does not fit: 24 bits, and the number of synapses."""
+def problems(graph: Graph, bits: int = MEMBRANE_BITS) -> list[tuple[str, str]]:
+    """(node, reason) for everything that does not fit: width of charges and membrane potentials,
+    and the number of synapses."""
     found = []
+    limit = 2 ** (bits - 1)
+    expected = f"expected below 2^{bits - 1} = {limit}"
     for n in graph.nodes:
         reach = max(n.peak, n.hi, -n.lo)
-        if reach >= MEMBRANE:
-            found.append((n.name, f"a charge can reach {reach}; expected below 2^23 = {MEMBRANE}"))
+        if reach >= limit:
+            found.append((n.name, f"a charge can reach {reach}; {expected}"))
             continue
         if n.op == "lif":
             bound = membrane_bound(n.attrs, n.params, n.peak)
             theta = int(np.abs(n.params["theta"]).max())
-            if max(bound, theta) >= MEMBRANE:
+            if max(bound, theta) >= limit:
                 text = f"its membrane potential can reach {bound} in {n.attrs['steps']} steps"
-                found.append((n.name, f"{text}, theta {theta}; expected below 2^23 = {MEMBRANE}"))
+                found.append((n.name, f"{text}, theta {theta}; {expected}"))
         count = synapse_count(graph, n)
         if count > MOST_SYNAPSES:
             found.append((n.name, f"{count} synapses; expected at most {MOST_SYNAPSES}"))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def find() -> Environment:
         raise BackendMissing(f"Lava on {sys.platform}; expected Linux, since it forks")
     for path, origin in _named():
         return _examine(path, origin)
-    if find_spec("lava") is not None:
+    if here():
         return _examine(sys.executable, "this interpreter")
     own = managed() / "bin" / "python"
     if own.exists():
@@ -70,6 +70,14 @@ def find() -> Environment:
         f"no interpreter with {LAVA}: {VARIABLE} is not set, {configuration()} names none, "
         f"{managed()} does not exist"
     )
+
+
+def here() -> bool:
+    """Whether the interpreter that runs this has Lava."""
+    try:
+        return bool(version("lava-nc"))
+    except PackageNotFoundError:
+        return False
 
 
 def _named() -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snnkit.backends.loihi.description import MOST_TIME_STEPS, PROCESSES, describe
+from snnkit.backends.loihi.description import MEMBRANE_BITS, MOST_TIME_STEPS, PROCESSES, describe
 from snnkit.backends.loihi.environment import Environment
 from snnkit.backends.loihi.supervise import WorkerFailed, read_results, run_job
 from snnkit.boundary import LENGTHS, count_steps
@@ -53,7 +53,7 @@ class Task:
     """One run. how : "fused", "unit" or "graded"; counts : values of the input nodes; record :
     names of nodes whose values to keep; raster : spikes of every time step, one-shot graphs;
     period : time steps of a window to begin with ("unit"; where they are too few, the worker takes
-    more), or 0."""
+    more), or 0; bits : width of membrane potentials."""
 
     graph: Graph
     counts: Mapping[str, Array]
@@ -64,6 +64,7 @@ class Task:
     carry: bool = False
     raster: bool = False
     period: int = 0
+    bits: int = MEMBRANE_BITS
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def describe_task(task: Task, number: int, network: int) -> dict[str, Any]:
         "carry": task.carry,
         "raster": task.raster,
         "period": task.period,
+        "bits": task.bits,
         "batch": max(1, min(64, BATCH_UNITS // units)),
         "keep": kept_nodes(task),
     }

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snnkit.backends import Result, Schedule, Stream, compile, finish, recorded
-from snnkit.backends.loihi.description import problems
+from snnkit.backends.loihi.description import MEMBRANE_BITS, problems
 from snnkit.backends.loihi.environment import Environment, find
 from snnkit.backends.loihi.job import Done, Task, counted, run_tasks
 from snnkit.boundary import LENGTHS, input_counts
@@ -32,7 +32,14 @@ class LoihiProgram:
 
     modes = ("settle", "steps")
 
-    def __init__(self, graph: Graph, environment: Environment, limits: Mapping[str, float]):
+    def __init__(
+        self,
+        graph: Graph,
+        environment: Environment,
+        limits: Mapping[str, float],
+        bits: int = MEMBRANE_BITS,
+    ):
+        self.bits = bits
         self.graph, self.environment, self.limits = graph, environment, dict(limits)
         self.seconds: Mapping[str, float] = {}
 
@@ -93,7 +100,9 @@ class LoihiProgram:
             # how long it takes is known beforehand, as it has to be on a chip; Lava checks it
             engine = compile(self.graph, "numba")
             period = 2 + int(engine.run(x, mode=mode, delay=delay, phase=phase).steps.max())
-        return Task(self.graph, counts, how, names, delay, phase, carry, period=period)
+        return Task(
+            self.graph, counts, how, names, delay, phase, carry, period=period, bits=self.bits
+        )
 
     def raster(self, x: Any, *, delay: int = 1, phase: int = 0) -> Mapping[str, Array]:
         """Spikes of every neuron in every time step of a network of layers with unit spikes.
@@ -144,27 +153,28 @@ def result(task: Task, done: Done, seconds: float) -> Result:
         },
         steps=done.steps if task.how == "unit" else np.zeros_like(done.steps),
         seconds=seconds,
-        backend="loihi",
+        backend="loihi" if task.bits == MEMBRANE_BITS else "lava",
         digest=graph.digest,
     )
 
 
 class LoihiBackend:
-    """Execution on Lava's CPU simulation."""
+    """Execution on Lava's CPU simulation, within a chip's 24 bits."""
 
     name = "loihi"
+    bits = MEMBRANE_BITS
 
     def __init__(self, environment: Environment):
         self.environment = environment
 
     def unsupported(self, graph: Graph) -> list[tuple[str, str]]:
-        """What does not fit a chip's 24 bits, and layers with too many synapses."""
-        return problems(graph)
+        """What does not fit the width of membrane potentials, and too many synapses."""
+        return problems(graph, self.bits)
 
     def compile(self, graph: Graph, **limits: float) -> LoihiProgram:
         """limits : as `supervise.run_job`."""
         graph.check()
-        return LoihiProgram(graph, self.environment, limits)
+        return LoihiProgram(graph, self.environment, limits, self.bits)
 
 
 def backend() -> LoihiBackend:

@@ -86,6 +86,7 @@ def run(counts, lengths=None, how="fused", record=(), **limits):
         "phase": 0,
         "carry": False,
         "raster": False,
+        "bits": 24,
         "period": description["period"] if how == "unit" else 0,
         "batch": description["batch"],
         "keep": sorted({*record, *description["kept"]}),

@@ -12,16 +12,14 @@ import traceback
 
 import numpy as np
 
-MEMBRANE = 1 << 23
-"""A membrane potential has 24 bits with its sign."""
-ROW = 1 << 26
-"""Between the thresholds of two rows of a ladder; membrane potentials are far below."""
+ROW = 1 << 34
+"""Between the thresholds of two rows of a ladder; charges have at most 32 bits."""
 MOST_TEXT = 1500
 """Characters of a report: with its traceback it has to fit one atomic write to a pipe."""
 
 
 class Overflow(Exception):
-    """A membrane potential left 24 bits."""
+    """A membrane potential left its width."""
 
 
 def report(kind, error):
@@ -32,25 +30,26 @@ def report(kind, error):
     os.write(int(os.environ["SNNKIT_REPORT"]), json.dumps(found).encode() + b"\n")
 
 
-def check_membrane(name, v):
-    if v.size and (int(v.max()) >= MEMBRANE or int(v.min()) < -MEMBRANE):
+def check_membrane(name, v, bits):
+    """A membrane potential has so many bits with its sign."""
+    most = 1 << (bits - 1)
+    if v.size and (int(v.max()) >= most or int(v.min()) < -most):
         worst = max(int(v.max()), -int(v.min()))
-        raise Overflow(f"layer '{name}': a membrane potential of {worst} left 24 bits")
+        raise Overflow(f"layer '{name}': a membrane potential of {worst} left {bits} bits")
 
 
 class Staircase:
     """A charge's spike count, and the way there by unit spikes."""
 
     def __init__(self, node):
-        self.name, self.lo, self.hi = node["name"], node["lo"], node["hi"]
+        self.name, self.lo, self.hi, self.bits = (node[k] for k in ("name", "lo", "hi", "bits"))
         self.init = node["init"][:, None].astype(np.int64)
         self.uniform = "theta" in node
         if self.uniform:
             self.theta = node["theta"][:, None].astype(np.int64)
             return
         self.row, self.values = node["row"][:, None], node["values"].astype(np.int64)
-        # a threshold beyond the membrane's range is never passed, or always
-        self.thresholds = np.clip(node["thresholds"], -ROW // 4, ROW // 4).astype(np.int64)
+        self.thresholds = node["thresholds"].astype(np.int64)
         self.flat = (self.thresholds + np.arange(len(self.thresholds))[:, None] * ROW).ravel()
 
     def rest(self):
@@ -65,7 +64,7 @@ class Staircase:
     def settled(self, charge):
         """The one cell that is able to rest at this charge."""
         total = charge + self.init
-        check_membrane(self.name, total)
+        check_membrane(self.name, total, self.bits)
         if self.uniform:
             return np.clip(total // self.theta, self.lo, self.hi)
         passed = np.searchsorted(self.flat, total + self.row * ROW, side="right")
@@ -76,10 +75,10 @@ class Staircase:
         total = charge + self.init
         if self.uniform:
             v = total - self.theta * cell
-            check_membrane(self.name, v)
+            check_membrane(self.name, v, self.bits)
             up, down = (v >= self.theta) & (cell < self.hi), (v < 0) & (cell > self.lo)
         else:
-            check_membrane(self.name, total)
+            check_membrane(self.name, total, self.bits)
             steps = self.thresholds.shape[1]
             above = self.thresholds[self.row, np.minimum(cell, steps - 1)]
             below = self.thresholds[self.row, np.maximum(cell - 1, 0)]
@@ -93,12 +92,13 @@ class Leak:
     def __init__(self, node):
         keys = ("leak", "gain", "bias", "theta", "reset", "initial")
         self.p = {k: node[k][:, None].astype(np.int64) for k in keys}
-        self.name, self.shift, self.hard = node["name"], node["shift"], node["hard"]
+        self.name, self.bits = node["name"], node["bits"]
+        self.shift, self.hard = node["shift"], node["hard"]
 
     def integrated(self, v, charge):
         p = self.p
         u = (v * p["leak"] >> self.shift) + p["gain"] * charge + p["bias"]
-        check_membrane(self.name, u)
+        check_membrane(self.name, u, self.bits)
         return u
 
     def spike(self, v, charge):

@@ -66,6 +66,7 @@ class Sweep:
         elif n["kind"] == "latch":
             n["first"] = np.broadcast_to(n["initial"], (self.samples, n["units"]))
         n["record"] = n["tally"] = n["raster"] = None
+        n["bits"] = self.task["bits"]
         if n["own"] and n["id"] in self.task["keep"]:
             n["record"] = values[n["id"]] = job.result(self.task, f"value.{n['id']}")
         if tallied(n):
@@ -340,7 +341,9 @@ class Layers:
         from lava.utils.weightutils import SignMode
 
         matrix = matrix.astype(np.int32)
-        if not delay or (matrix.nnz and abs(matrix).max() > LARGEST_WEIGHT):
+        # sums are doubled there, so more than 24 bits would not fit
+        wide = self.task["bits"] > 24
+        if not delay or wide or (matrix.nnz and abs(matrix).max() > LARGEST_WEIGHT):
             return self.job.bif.Synapses({"matrix": matrix, "delay": delay})
         # mixed weights lose their lowest bit, so they are doubled and the sums halved
         return Sparse(
