@@ -8,8 +8,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,7 @@ from snnkit.boundary import (
     tensor_axes,
 )
 from snnkit.errors import SnnkitError, UnsupportedByBackend, UsageError
+from snnkit.fit import Fit, fit, fit_text
 from snnkit.graph import Boundary, Graph
 from snnkit.reference import dense
 
@@ -93,21 +92,24 @@ def deploy(
     if target not in TARGETS:
         raise UsageError(f"target '{target}'; expected one of {', '.join(TARGETS)}")
     graph.check()
-    found = problems(graph)
+    report = fit(graph, target)
+    found = [f"node '{node}': {reason}" for node, reason in problems(graph)]
+    found += [str(violation) for violation in report.violations]
     if found:
-        lines = "\n".join(f"  node '{node}': {reason}" for node, reason in found)
+        lines = "\n".join(f"  {line}" for line in found)
         raise UnsupportedByBackend(f"target '{target}' cannot hold this graph:\n{lines}")
     place = Path(folder).absolute()
     if place.exists() and not (place / "manifest.json").is_file():
         raise UsageError(f"'{place}' exists and is no bundle; expected a new name")
-    files, summary = _contents(graph, target, samples, place.name)
+    files, summary = _contents(graph, report, samples, place.name)
     _write(place, files)
     return {"output": str(folder), "files": len(files) + 2, **summary}
 
 
 def _contents(
-    graph: Graph, target: str, samples: Any, name: str
+    graph: Graph, report: Fit, samples: Any, name: str
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
+    target = report.target.name
     x = as_inputs(graph, random_samples(graph) if samples is None else _first(graph, samples))
     counts = counts_of(graph, x)
     values = dense(graph, counts)
@@ -139,7 +141,8 @@ def _contents(
         steps=summary["time_steps"],
         **{key: summary[key] for key in ("target", "digest", "neurons", "samples")},
     ).encode()
-    files.update(_fit(graph, target))
+    files["fit.json"] = _json(report.as_json())
+    files["fit.txt"] = (fit_text(report) + "\n").encode()
     ids = {n.name: i for i, n in enumerate(graph.nodes)}
     manifest = {
         "format": FORMAT,
@@ -153,18 +156,6 @@ def _contents(
     files["manifest.json"] = _json(manifest)
     noted = hashlib.sha256(files["manifest.json"]).hexdigest()
     return files, {**summary, "manifest_sha256": noted}
-
-
-def _fit(graph: Graph, target: str) -> dict[str, bytes]:
-    """The fit report, where snnkit has it."""
-    if find_spec("snnkit.fit") is None:
-        return {}
-    module = import_module("snnkit.fit")
-    report = module.fit(graph, target)
-    return {
-        "fit.json": _json(report.as_json()),
-        "fit.txt": (module.fit_text(report) + "\n").encode(),
-    }
 
 
 def random_samples(graph: Graph, seed: int = 0) -> dict[str, Array]:

@@ -22,6 +22,7 @@ from snnkit.cli import main
 from snnkit.deploy import deploy, random_samples
 from snnkit.errors import BackendMissing, UnsupportedByBackend, UsageError
 from tests.lava import clean_environment, environment, needed, nothing_left
+from tests.models import Builder
 from tests.step_corpus import random_step_graph
 from tests.test_loihi import wide
 
@@ -34,6 +35,17 @@ def step_graph() -> snnkit.Graph:
         if graph.lengths and len(graph.sweeps) > 1 and graph.of("lif") and graph.of("latch"):
             return graph
     raise AssertionError("none found")
+
+
+@cache
+def fitting() -> snnkit.Graph:
+    """Converted for the chip: one theta per channel, 24 bits."""
+    b = Builder((2, 6, 5))
+    b.conv(4, 2)
+    b.op("Relu")
+    b.op("Flatten")
+    b.linear(3, 4 * 4 * 3)
+    return snnkit.convert(b.model(), b.samples(64), target="loihi2")
 
 
 def python_of_lava(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -100,7 +112,7 @@ def verify(place: Path) -> subprocess.CompletedProcess[str]:
 
 def test_one_flipped_bit_in_any_file_is_refused(tmp_path: Path) -> None:
     place = tmp_path / "bundle"
-    deploy(network(), "loihi2", place)
+    deploy(fitting(), "loihi2", place)
     files = sorted(p for p in place.rglob("*") if p.is_file())
     assert len(files) > 14
     rng = random.Random(1)
@@ -123,12 +135,12 @@ def test_one_flipped_bit_in_any_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_code_of_the_bundle_is_the_code_of_the_backend(tmp_path: Path) -> None:
-    deploy(network(), "loihi2", tmp_path / "bundle")
+    deploy(fitting(), "loihi2", tmp_path / "bundle")
     for source, folder in ((WORKER, "worker"), (PROCESS, "process")):
         for path in source.glob("*.py"):
             assert (tmp_path / "bundle" / folder / path.name).read_bytes() == path.read_bytes()
     assert [p.name for p in (tmp_path / "bundle" / "process").iterdir()] == ["bif_process.py"]
-    deploy(network(), "loihi2", tmp_path / "again")
+    deploy(fitting(), "loihi2", tmp_path / "again")
     for path in (tmp_path / "bundle").rglob("*"):
         if path.is_file() and path.name not in ("README.md", "manifest.json", "manifest.sha256"):
             again = tmp_path / "again" / path.relative_to(tmp_path / "bundle")
@@ -139,23 +151,27 @@ def test_what_cannot_be_deployed_is_refused_and_nothing_is_written(tmp_path: Pat
     place = tmp_path / "bundle"
     with pytest.raises(UnsupportedByBackend, match=r"node 'w'.*8420100"):
         deploy(wide(127, 260), "loihi2", place)
+    with pytest.raises(UnsupportedByBackend, match=r"layer 't': a ladder of 3 thresholds"):
+        deploy(network(), "loihi2", place)
     with pytest.raises(UsageError, match=r"target 'loihi9'; expected one of lava-cpu, loihi2"):
         deploy(network(), "loihi9", place)
     place.mkdir()
     (place / "mine.txt").write_text("precious")
     with pytest.raises(UsageError, match=r"is no bundle"):
-        deploy(network(), "loihi2", place)
+        deploy(fitting(), "loihi2", place)
     assert [p.name for p in tmp_path.rglob("*")] == ["bundle", "mine.txt"]
 
 
 def test_an_earlier_bundle_is_replaced_as_a_whole(tmp_path: Path) -> None:
     net = tmp_path / "net.onnx"
-    snnkit.save(network(), net)
+    snnkit.save(fitting(), net)
     place = tmp_path / "bundle"
     assert main(["deploy", str(net), "--target", "lava-cpu", "-o", str(place)]) == 0
     (place / "stray.txt").write_text("")
     assert main(["deploy", str(net), "--target", "loihi2", "-o", str(place), "--json"]) == 0
     assert json.loads((place / "manifest.json").read_text())["target"] == "loihi2"
+    report = json.loads((place / "fit.json").read_text())
+    assert report["fits"] and "fits loihi2" in (place / "fit.txt").read_text()
     assert not (place / "stray.txt").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "net.onnx"]
 
