@@ -45,7 +45,6 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 INT32_BOUND = 2**31 - 1
 BOUNDARY_TYPES = ("float32", "float16", "float64", "uint8", "int8", "int32", "int64")
 """Types that a tensor at the boundary may have."""
-LENGTHS_TYPES = ("int32", "int64")
 MAX_UNITS = 2**28
 """Most units of one node: a size is checked before anything of that size is allocated."""
 MAX_NODES = 100_000
@@ -197,9 +196,8 @@ class Graph:
     """Nodes in topological order, the boundaries, and where they came from (`meta`, strings).
 
     sweeps : (number of nodes, direction) of each sweep. steps : T, or 0. latches : latch -> source.
-    lengths : name of an input [N] of the model, or "". Then sample n takes its first lengths[n]
-    steps only, in either direction; outputs of later steps are zero. lengths_dtype : its type,
-    int32 or int64.
+    lengths : name of an input [N] (lengths_dtype: int32 or int64) of the model, or "". Then sample
+    n takes its first lengths[n] steps only, in either direction; later outputs are zero.
     """
 
     nodes: tuple[Node, ...]
@@ -283,8 +281,6 @@ class Graph:
         if sorted(b.node for b in self.outputs) != sorted(readouts) or not readouts:
             raise InvalidGraph("the output boundaries and the readout nodes are not the same")
         tensors = [b.name for b in (*self.inputs, *self.outputs)]
-        if self.lengths_dtype not in LENGTHS_TYPES:
-            raise InvalidGraph(f"lengths of type {self.lengths_dtype!r}; expected {LENGTHS_TYPES}")
         if self.lengths:
             _check_name(self.lengths)
             tensors.append(self.lengths)
@@ -365,8 +361,8 @@ def describe(graph: Graph) -> dict[str, Any]:
         time["sweeps"] = [list(pair) for pair in graph.sweeps]
         time["steps"], time["latches"] = graph.steps, dict(sorted(graph.latches.items()))
         time.update({"lengths": graph.lengths} if graph.lengths else {})
-        if graph.lengths_dtype != "int32":
-            time["lengths_dtype"] = graph.lengths_dtype
+        kind = graph.lengths_dtype
+        time.update({"lengths_dtype": kind} if kind != "int32" else {})
     return {
         "nodes": [
             {
