@@ -47,8 +47,7 @@ BOUNDARY_TYPES = ("float32", "float16", "float64", "uint8", "int8", "int32", "in
 """Types that a tensor at the boundary may have."""
 MAX_UNITS = 2**28
 """Most units of one node: a size is checked before anything of that size is allocated."""
-MAX_NODES = 100_000
-MAX_RANK = 16
+MAX_NODES, MAX_RANK = 100_000, 16
 OWN_META = ("bounds", "digest", "format", "graph")
 """Metadata keys that the file itself uses."""
 ARRAY, TENSOR = "%", "@"
@@ -361,8 +360,7 @@ def describe(graph: Graph) -> dict[str, Any]:
         time["sweeps"] = [list(pair) for pair in graph.sweeps]
         time["steps"], time["latches"] = graph.steps, dict(sorted(graph.latches.items()))
         time.update({"lengths": graph.lengths} if graph.lengths else {})
-        kind = graph.lengths_dtype
-        time.update({"lengths_dtype": kind} if kind != "int32" else {})
+        time.update({"lengths_dtype": "int64"} if graph.lengths_dtype == "int64" else {})
     return {
         "nodes": [
             {
