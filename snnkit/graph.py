@@ -46,11 +46,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 INT32_BOUND = 2**31 - 1
 BOUNDARY_TYPES = ("float32", "float16", "float64", "uint8", "int8", "int32", "int64")
 """Types that a tensor at the boundary may have."""
-LENGTHS_TYPES = ("int32", "int64")
 MAX_UNITS = 2**28
 """Most units of one node: a size is checked before anything of that size is allocated."""
-MAX_NODES = 100_000
-MAX_RANK = 16
+MAX_NODES, MAX_RANK = 100_000, 16
 OWN_META = ("bounds", "digest", "format", "graph")
 """Metadata keys that the file itself uses."""
 ARRAY, TENSOR = "%", "@"
@@ -198,9 +196,8 @@ class Graph:
     """Nodes in topological order, the boundaries, and where they came from (`meta`, strings).
 
     sweeps : (number of nodes, direction) of each sweep. steps : T, or 0. latches : latch -> source.
-    lengths : name of an input [N] of the model, or "". Then sample n takes its first lengths[n]
-    steps only, in either direction; outputs of later steps are zero. lengths_dtype : its type,
-    int32 or int64.
+    lengths : name of an input [N] (lengths_dtype: int32 or int64) of the model, or "". Then sample
+    n takes its first lengths[n] steps only, in either direction; later outputs are zero.
     """
 
     nodes: tuple[Node, ...]
@@ -284,8 +281,6 @@ class Graph:
         if sorted(b.node for b in self.outputs) != sorted(readouts) or not readouts:
             raise InvalidGraph("the output boundaries and the readout nodes are not the same")
         tensors = [b.name for b in (*self.inputs, *self.outputs)]
-        if self.lengths_dtype not in LENGTHS_TYPES:
-            raise InvalidGraph(f"lengths of type {self.lengths_dtype!r}; expected {LENGTHS_TYPES}")
         if self.lengths:
             _check_name(self.lengths)
             tensors.append(self.lengths)

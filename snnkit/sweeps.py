@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from snnkit.graph import Boundary, Graph, Node
 
 STATEFUL = ("latch", "lif")
+LENGTHS_TYPES = ("int32", "int64")
 RESTING = ("input", "spike", "lif")
 """Zero at rest; all other ops are at rest what their dense rule makes of that."""
 
@@ -144,6 +145,8 @@ def check_sweeps(graph: Graph) -> None:
 
 def _check_nodes(graph: Graph) -> None:
     timed = {b.node: b.time is not None for b in (*graph.inputs, *graph.outputs)}
+    if graph.lengths_dtype not in LENGTHS_TYPES:
+        raise InvalidGraph(f"lengths of type {graph.lengths_dtype!r}; expected {LENGTHS_TYPES}")
     if graph.lengths and graph.steps:
         raise InvalidGraph(
             f"lengths '{graph.lengths}' with {graph.steps} steps; expected steps of the inputs"

@@ -24,7 +24,8 @@ from snnkit.converters.layout import move
 from snnkit.converters.network import Affine, Network
 from snnkit.converters.reader import Handler, Reader
 from snnkit.converters.recurrence import Cell, read_cells
-from snnkit.graph import LENGTHS_TYPES, Node
+from snnkit.graph import Node
+from snnkit.sweeps import LENGTHS_TYPES
 
 MEANT = 1e-3
 """Largest share of its range by which Y of the equations may miss onnxruntime's: float32 against
