@@ -24,7 +24,7 @@ Seen with seed 0 on one thread of a busy machine, all test samples, 0 neurons di
     ecg         0.8656  0.8645                 30 s / 43 s     (share of labelled steps)
 
 The two tasks of 784 elements: accuracies are of all 10,000 test images, the neurons were compared on
-@S@ (smnist784) and @P@ (psmnist784) of them, onnxruntime's outputs on 1,000.
+2,000 (smnist784) and 3,000 (psmnist784) of them, onnxruntime's outputs on 1,000.
 With the recurrence cut, each state computed from a state of zero, the float networks have 0.285 and
 0.892 on the first 4,000. The reference network of MLPerf Tiny has 0.898 on kws's test inputs; a
 ridge regression on the training clips of kws 0.264 to 0.406 (penalties 1000 to 10).
