@@ -16,10 +16,11 @@ nn, F = torch.nn, torch.nn.functional
 
 from snnkit.converters.from_recurrent import convert_recurrent  # noqa: E402
 from snnkit.models.crnn import CRNN, CausalConv, Front, QuantisedCRNN  # noqa: E402
-from snnkit.nn import InputGrid  # noqa: E402
+from snnkit.nn import InputGrid, gru_sequence  # noqa: E402
 from snnkit.nn import recurrent as steps  # noqa: E402
 from snnkit.nn.causal import causal_conv, fired  # noqa: E402
 from snnkit.nn.gru_sequence import torch_gru  # noqa: E402
+from snnkit.nn.ladders import ladder, lowest  # noqa: E402
 from snnkit.nn.quantisers import staircase  # noqa: E402
 from snnkit.nn.recurrent import Counts, Levels, recurrent  # noqa: E402
 
@@ -133,6 +134,19 @@ def test_a_quantised_gru_at_once_is_its_steps(
     for a, b in zip(by_hand, automatic, strict=True):
         assert a.dtype == b.dtype
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize(("curve", "most"), [("sigmoid", 31), ("tanh", 127)])
+def test_a_guess_one_off_becomes_the_level(curve: str, most: int) -> None:
+    """At each threshold and just below it, whatever float32 made of the curve."""
+    thresholds, lo = ladder(curve, most, 2**20), lowest(curve, most)
+    charge = np.concatenate([thresholds, thresholds - 1]).astype(np.int32)
+    level = lo + (thresholds[None] <= charge[:, None]).sum(1)
+    assert sorted(set(level)) == list(range(lo, most + 1))
+    for off in (-1, 0, 1):
+        found = (level + off).astype(np.float32)
+        gru_sequence._levels(charge, found, lo, most, gru_sequence._between_ends(thresholds))
+        assert np.array_equal(found, level), off
 
 
 def random_front(rng: np.random.Generator, width: int) -> tuple[Front, ...]:
