@@ -164,7 +164,7 @@ def test_all_offending_nodes_are_named_at_once() -> None:
     product.op("Relu")
     product.op("Div", left)
     product.op("Softmax", axis=0)
-    with pytest.raises(UnsupportedModel, match="depend on the data"):
+    with pytest.raises(UnsupportedModel, match="depends on the data"):
         convert(product.model(), product.samples())
 
 

@@ -96,11 +96,14 @@ def test_total_time_is_limited(tmp_path: Path) -> None:
 
 
 RUNNER = """
+import signal
 import sys
 from pathlib import Path
 from snnkit.backends.loihi.job import run_tasks
 from tests.lava import environment
 from tests.test_loihi_faults import LIMITS, task
+# a shell has jobs in the background ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 print("at work", flush=True)
 run_tasks([task()], environment(), {**LIMITS, "heartbeat": 300.0}, Path(sys.argv[1]))
 """
