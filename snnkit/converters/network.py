@@ -333,11 +333,11 @@ def common_grid(
     while True:
         multipliers = [np.rint(s / unit).astype(np.int64) for s in scales]
         total = sum(np.abs(m) * reach_of(n) for m, n in zip(multipliers, nodes, strict=True))
-        over = _beyond(np.asarray(total), policy)
-        if not over.any():
+        share: Floats = np.asarray(total) / min(policy.charge, 2 * GRID_BOUND)
+        if (share <= 1).all():
             return unit, multipliers
         # a term that is nothing beside the others must not make their sum larger than may be
-        unit = np.where(over, unit * over * 1.001, unit)
+        unit = np.where(share > 1, unit * share * 1.001, unit)
 
 
 def reach_of(node: Node) -> int:
