@@ -129,14 +129,14 @@ def test_any_model_fits_exactly_or_is_refused_by_name(seed: int) -> None:
     b = random_model(rng)
     source, x = b.model(), b.samples(24)
     try:
-        graph = convert(source, x, target="lava-cpu")
+        graph = convert(source, x, target="loihi2")
     except UnsupportedModel as error:
         assert error.problems and all(p.node and p.reason for p in error.problems)
         plain = convert(source, x, levels=15, staircase="uniform")
         # what is refused is what no bound on charges mends
         assert {p.node for p in error.problems} <= {n.name for n in plain.nodes}
         return
-    assert fit(graph, "lava-cpu").fits
+    assert fit(graph, "loihi2").fits
     assert all(n.attrs["kind"] == "uniform" for n in graph.of("spike"))
     certificate = verify(graph, x[:4])
     assert certificate.passed, certificate.first_difference

@@ -211,6 +211,8 @@ def test_every_number_that_does_not_fit_is_named() -> None:
         "layer 'y': a membrane potential can reach 8,388,610",
     ]
     assert "expected at most 8,388,607 (documented limit)" in text[1]
+    # the simulation's neuron is ours, and holds a table
+    assert not any("ladder" in v.quantity for v in fit(graph, "lava-cpu").violations)
     tight = replace(small(message_bits=1, neurons_per_core=2), split="ceil")
     assert "message bits 3" in str(fit(graph, tight).violations[0])
     crowded = fit(graph, small(cores_per_chip=1, neurons_per_core=2, input_axons_per_core=500))
