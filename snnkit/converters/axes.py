@@ -92,10 +92,13 @@ def _by_symbol(model: FloatModel, port: Port, samples: Mapping[str, Array] | Non
     values = _Values(model, samples, "", [t.tensor for t in outputs])
     if _agreed(values, port, outputs)[0] == 0:
         return port
-    for i in range(len(port.dims)):
-        other = [Target(t.tensor, i, None) for t in outputs]
-        if _agreed(values, port, other)[0] == free[0]:
-            return replace(port, batch=free[0])
+    # each output may have its samples elsewhere
+    places = [range(values.base[t.tensor].ndim) for t in outputs]
+    if all(
+        any(values.leads(port, free[0], t.tensor, i) for i in axes)
+        for t, axes in zip(outputs, places, strict=True)
+    ):
+        return replace(port, batch=free[0])
     return port
 
 

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from snnkit.boundary import DTYPES, check_samples
 from snnkit.converters.axes import find_axes, lengths_names
 from snnkit.converters.frames import Frame
+from snnkit.converters.scans import write_out_scans
 from snnkit.converters.source import read_source, with_time_first
 from snnkit.converters.tracing import Trace, trace
 from snnkit.errors import BadCalibration, Problem, UnreadableFile, UnsupportedModel
@@ -122,6 +123,7 @@ class FloatModel:
         inputs = [v for v in model.graph.input if v.name not in named]
         del model.graph.input[:]
         model.graph.input.extend(inputs)
+        write_out_scans(model)
         del model.graph.value_info[:]
         # before version 4 an initialiser had to be an input too
         model.ir_version = max(model.ir_version, 4)

@@ -15,7 +15,7 @@ from snnkit.errors import InvalidGraph, Problem, UnsupportedModel
 
 NOT_SUPPORTED = "replace it by supported operators, or leave it out of the exported model"
 LOOPS = ("Loop", "Scan", "If")
-UNROLL = "export recurrence as RNN, GRU or LSTM operators, or unrolled for a fixed length"
+UNROLL = "export recurrence as RNN, GRU or LSTM operators, or for a fixed number of elements"
 
 
 @dataclass(frozen=True, eq=False)
