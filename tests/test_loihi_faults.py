@@ -91,8 +91,10 @@ def test_no_room_for_the_job_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @needed
 def test_total_time_is_limited(tmp_path: Path) -> None:
     limits = {**LIMITS, "total": 1.0}
+    # an idle machine would be done before
+    place = faulty(tmp_path, "time.sleep(600)")
     with nothing_left(), pytest.raises(LavaFailed, match=r"not done after 1 s.*more time"):
-        run_tasks([task()], environment(), limits)
+        run_tasks([task()], environment(), limits, place)
 
 
 RUNNER = """
