@@ -27,7 +27,8 @@ from snnkit.converters.frames import Refusal
 from snnkit.converters.network import Affine, varies_only
 from snnkit.converters.nir_layers import LAYERS, NirWalk, arrays_of
 from snnkit.converters.nir_time import MOST_STEPS, Timing, clock
-from snnkit.converters.stepwise import DURING, Value, ancestors
+from snnkit.converters.plan import ancestors
+from snnkit.converters.stepwise import DURING, Value
 from snnkit.errors import (
     BackendMissing,
     BadCalibration,

@@ -23,8 +23,9 @@ import snnkit
 from snnkit.converters.activations import Floats
 from snnkit.converters.boundaries import input_grid
 from snnkit.converters.frames import Refusal
+from snnkit.converters.plan import ancestors
 from snnkit.converters.snn_layers import LAYERS, Neuron, kind_of, neuron_of
-from snnkit.converters.stepwise import AFTER, BEFORE, DURING, Value, Walk, ancestors, binary, lif
+from snnkit.converters.stepwise import AFTER, BEFORE, DURING, Value, Walk, binary, lif
 from snnkit.errors import BadCalibration, Problem, UnsupportedModel, UsageError
 from snnkit.graph import Boundary, Graph, frozen
 

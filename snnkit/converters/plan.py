@@ -70,14 +70,7 @@ class Plan:
 
     def used(self, names: Sequence[str]) -> tuple[Node, ...]:
         """The nodes that the named ones depend on, themselves included, in topological order."""
-        found: set[str] = set()
-        stack = list(names)
-        while stack:
-            name = stack.pop()
-            if name not in found:
-                found.add(name)
-                stack.extend(self.nodes[name].inputs)
-                stack.extend([self.latches[name]] if name in self.latches else [])
+        found = ancestors(self.nodes, self.latches, names)
         return tuple(n for n in self.nodes.values() if n.name in found)
 
     def sweeps(self, names: Sequence[str]) -> tuple[tuple[Node, ...], tuple[tuple[int, int], ...]]:
@@ -170,3 +163,17 @@ class Plan:
                 found[n.name][:, t] = now
             held = {name: at[self.latches[name]] for name in own if name in self.latches}
         return found
+
+
+def ancestors(
+    known: Mapping[str, Node], latches: Mapping[str, str], last: Sequence[str]
+) -> set[str]:
+    """Names of the nodes that the named ones depend on, themselves included, latches followed."""
+    used: set[str] = set()
+    stack = list(last)
+    while stack:
+        name = stack.pop()
+        if name not in used:
+            used.add(name)
+            stack.extend([*known[name].inputs, *([latches[name]] if name in latches else [])])
+    return used

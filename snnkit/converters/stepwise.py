@@ -149,15 +149,3 @@ def lif(
     }
     attrs = {"kind": "soft" if neuron.soft else "hard", "shift": shift, "steps": steps}
     return {k: v.astype(np.int64) for k, v in arrays.items()}, attrs
-
-
-def ancestors(known: dict[str, Node], latches: dict[str, str], last: list[str]) -> set[str]:
-    """Names of the nodes that the named ones depend on, themselves included, latches followed."""
-    used: set[str] = set()
-    stack = list(last)
-    while stack:
-        name = stack.pop()
-        if name not in used:
-            used.add(name)
-            stack.extend([*known[name].inputs, *([latches[name]] if name in latches else [])])
-    return used
