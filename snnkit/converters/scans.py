@@ -65,7 +65,8 @@ class _Scan:
         self.ways = list(attrs.get("scan_input_directions", [FORWARD] * scanned))
         self.out_axes = list(attrs.get("scan_output_axes", [0] * self.stacked))
         self.out_ways = list(attrs.get("scan_output_directions", [FORWARD] * self.stacked))
-        self.label = node.name or next(o for o in node.output if o)
+        name = node.name or next(o for o in node.output if o)
+        self.label = f"{name} (Scan)"  # begins every name: a refusal then says where to look
         self.arrays: list[onnx.TensorProto] = []
         nested = any(a.HasField("g") for n in self.body.node for a in n.attribute)
         self.steps = 0 if nested else self._count(sizes)
