@@ -32,6 +32,7 @@ from snnkit.ops.op import Ints
 from snnkit.ops.state import membrane_bound
 from snnkit.ops.synapses import fan_out
 from snnkit.reference import dense
+from snnkit.sweeps import DOORS
 
 Array = npt.NDArray[Any]
 CHUNK_UNITS = 2**24
@@ -299,7 +300,7 @@ class _Session:
             if not fired.any():
                 report.silent_layers.append(name)
         for n in graph.nodes:
-            if n.op not in ("input", "route", "max_pool"):
+            if n.op not in ("input", "route", "max_pool", *DOORS):
                 fits = {"below_2_23": n.peak < 2**23, "below_2_24": n.peak < 2**24}
                 report.bounds[n.name] = {"bound": n.peak, **fits}
             if n.op == "lif":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from snnkit.backends import Result
 from snnkit.graph import Graph
+from snnkit.sweeps import DOORS
 
 PICOJOULES = {"MAC": 4.6, "AC": 0.9}
 
@@ -45,7 +46,7 @@ def counted_energy(graph: Graph, result: Result) -> list[LayerEnergy]:
     for name, crossed in result.synops.items():
         node = graph.node[name]
         source = graph.node[node.inputs[0]]
-        while source.op in ("route", "sum_pool", "max_pool"):
+        while source.op in ("route", "sum_pool", "max_pool", *DOORS):
             source = graph.node[source.inputs[0]]
         kind = "MAC" if source.op == "input" else "AC"
         times = (graph.steps or 1) if graph.direction(name) else 1

@@ -76,6 +76,9 @@ class Scope:
     def is_word(self, node: Node, tensor: str) -> None:
         self.words[node.name] = tensor
 
+    def stack(self, node: Node) -> tuple[bool, str]:
+        return self.stacks[node.name]
+
     def is_stack(self, node: Node, as_byte: bool, tensor: str) -> None:
         """Declare that `tensor` holds the node's values of all steps, as bytes or as words."""
         self.stacks[node.name] = (as_byte, tensor)

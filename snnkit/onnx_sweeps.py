@@ -16,6 +16,7 @@ from snnkit.graph import TENSOR, Node
 from snnkit.onnx_scope import Scope
 from snnkit.ops import TABLE
 from snnkit.ops.op import batched
+from snnkit.sweeps import GIVEN
 
 
 def write_sweep(outer: Scope, k: int, recorded: Sequence[str]) -> None:
@@ -23,11 +24,16 @@ def write_sweep(outer: Scope, k: int, recorded: Sequence[str]) -> None:
     and the nodes in `recorded`."""
     graph = outer.graph
     nodes, direction = graph.parts[k]
+    for n in nodes:
+        if n.op == "unstack":
+            TABLE[n.op].emit(n, outer)
+    if all(n.op in ("input", "unstack") for n in nodes):
+        return  # nothing is computed, and a Scan has to give something
     body = Scope(graph, outer, f"~{k}")
     given = _scan_inputs(outer, body, k)
     before, first = _states(outer, body, nodes)
     for n in nodes:
-        if n.op not in ("input", "latch"):
+        if n.op not in GIVEN:
             TABLE[n.op].emit(n, body)
     active = _Active(outer, body) if graph.lengths else None
     after = [_next_state(body, n, active) for n in nodes if n.op in ("latch", "lif")]

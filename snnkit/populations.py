@@ -1,7 +1,8 @@
 """Which populations of neurons a graph needs on a chip, and the synapses between them.
 
 A *population* is a node whose value is held by neurons: spike, lif, latch, readout, and the
-nodes that recompute (max_pool, product). Everything linear between two populations (conv,
+nodes that recompute (max_pool, product). What stack and unstack hand on comes from outside, as
+inputs do: the host keeps whole sequences. Everything linear between two populations (conv,
 linear, add, sum_pool, route) is nothing but synapses. Synapses are counted as paths through
 weights that are not zero, so a window that several taps see is counted once per tap: an upper
 bound of what an unrolled list of synapses holds, and equal to it where windows do not overlap.
@@ -19,6 +20,7 @@ from snnkit.graph import Graph, Node
 from snnkit.ops import TABLE
 from snnkit.ops.arithmetic import multiplier
 from snnkit.ops.op import Ints
+from snnkit.sweeps import DOORS
 
 RECOMPUTED = ("max_pool", "product")
 HELD = ("spike", "lif", "latch", "readout", *RECOMPUTED)
@@ -61,7 +63,7 @@ def _population(graph: Graph, node: Node) -> Population:
     stack = [(name, node.op in RECOMPUTED) for name in roots]
     while stack:
         name, entered = stack.pop()
-        if graph.node[name].op in (*HELD, "input") and not entered:
+        if graph.node[name].op in (*HELD, "input", *DOORS) and not entered:
             sources.add(name)
         elif name not in inside:
             inside.add(name)

@@ -6,7 +6,7 @@ window is left to their caller (`snnkit.reference`). A one-shot graph is unrolle
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from snnkit.graph import Graph, Node
 from snnkit.ops import TABLE
 from snnkit.ops.op import Ints
 from snnkit.ops.state import Lif, membrane_bound
-from snnkit.sweeps import as_feed, order
+from snnkit.sweeps import DOORS, as_feed, order
 
 Window = Callable[[Graph, Mapping[str, Ints]], Mapping[str, Ints]]
 """Runs a one-shot graph for the values [N, *shape] of its input nodes; gives every node's value."""
@@ -78,6 +78,7 @@ def unroll(graph: Graph, counts: Mapping[str, Ints], run: Window) -> dict[str, I
     steps = count_steps(graph, counts) if graph.sweeps else 0
     values: dict[str, Ints] = dict(counts)
     for k, (nodes, direction) in enumerate(graph.parts):
+        values.update(through_doors(nodes, values))
         if not direction:
             window = graph.windows[k]
             feeds = {n.name: _at(graph, values, n.name, -1) for n in window.of("input")}
@@ -85,15 +86,21 @@ def unroll(graph: Graph, counts: Mapping[str, Ints], run: Window) -> dict[str, I
             values.update({n.name: found[n.name] for n in nodes})
             continue
         samples = len(next(iter(counts.values())))
-        for n in nodes:
+        made = [n for n in nodes if n.op not in ("input", *DOORS)]
+        for n in made:
             values[n.name] = np.zeros((samples, steps, *n.shape), np.int64)
-        values.update({n.name: counts[n.name] for n in nodes if n.op == "input"})
         sweep = Steps(graph, k, values, samples, run)
         for t in order(direction, steps):
             found = sweep.step({name: _at(graph, values, name, t) for name in sweep.given})
-            for n in nodes:
+            for n in made:
                 values[n.name][:, t] = found[n.name]
     return values
+
+
+def through_doors(nodes: Sequence[Node], values: Mapping[str, Ints]) -> dict[str, Ints]:
+    """What the doors among the nodes of a sweep give, from the values of earlier sweeps: the same
+    memory, since [N, T, *units] is what either side sees."""
+    return {n.name: values[n.inputs[0]] for n in nodes if n.op in DOORS}
 
 
 def by_length(

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from snnkit.graph import Boundary, Graph, Node
 
 STATEFUL = ("latch", "lif")
+DOORS = ("stack", "unstack")
+"""Between the whole of a sequence and its elements; given to the window that they lie in."""
+GIVEN = ("input", "latch", *DOORS)
 LENGTHS_TYPES = ("int32", "int64")
 RESTING = ("input", "spike", "lif")
 """Zero at rest; all other ops are at rest what their dense rule makes of that."""
@@ -42,11 +45,12 @@ def order(direction: int, steps: int) -> range:
 
 def window(graph: Graph, k: int) -> Graph:
     """One step of sweep k as a one-shot graph: the sweep's nodes, and an `input` node of the same
-    name for everything that is given before the step: inputs, latches, nodes of other sweeps."""
+    name for everything that is given before the step: inputs, latches, doors, nodes of other
+    sweeps."""
     if not graph.sweeps:
         return graph
     own = graph.parts[k][0]
-    computed = {n.name for n in own if n.op not in ("input", "latch")}
+    computed = {n.name for n in own if n.op not in GIVEN}
     read = {s for n in own if n.name in computed for s in n.inputs} - computed
     given = read | {n.name for n in own if n.name not in computed}
     feeds = tuple(as_feed(n) for n in graph.nodes if n.name in given)
@@ -94,9 +98,14 @@ def needs_future(graph: Graph) -> list[tuple[str, str]]:
             reason = "its sweep runs backwards and begins at the last element"
             found.append((nodes[0].name, reason))
             continue
-        reads = [(n, s) for n in nodes if direction for s in n.inputs if s in after]
-        for n, s in reads:
-            found.append((n.name, f"it reads '{s}', which is known after the last element"))
+        for n in nodes:
+            if n.op in DOORS:
+                what = "waits for" if n.op == "stack" else "hands out"
+                found.append((n.name, f"it {what} all elements of '{n.inputs[0]}' together"))
+                continue
+            late_ones = [s for s in n.inputs if direction and s in after]
+            for s in late_ones:
+                found.append((n.name, f"it reads '{s}', which is known after the last element"))
     return found
 
 
@@ -115,7 +124,7 @@ def check_sweeps(graph: Graph) -> None:
     """Raise InvalidGraph (or a subclass) for the first rule about time that the graph breaks."""
     if not graph.sweeps:
         timed = [b.name for b in (*graph.inputs, *graph.outputs) if b.time is not None]
-        stateful = [n.name for n in graph.of(*STATEFUL)]
+        stateful = [n.name for n in graph.of(*STATEFUL, *DOORS)]
         if timed or stateful or graph.latches or graph.steps or graph.lengths:
             raise InvalidGraph(
                 f"time without sweeps: boundaries {timed}, nodes {stateful}, {len(graph.latches)} "
@@ -159,6 +168,8 @@ def _check_nodes(graph: Graph) -> None:
                 raise InvalidGraph(
                     f"node '{n.name}' ({n.op}): expected in a sweep with a direction"
                 )
+            if n.op in DOORS:
+                _check_door(graph, n, direction)
             if n.op == "input" and timed.get(n.name) != bool(direction):
                 raise InvalidGraph(
                     f"node '{n.name}' (input): expected in a sweep with a direction if it has a "
@@ -180,6 +191,18 @@ def _check_nodes(graph: Graph) -> None:
                 f"boundary '{b.name}': dimensions {b.dims}; expected {graph.steps} "
                 f"steps at axis {b.time}"
             )
+
+
+def _check_door(graph: Graph, n: Node, direction: int) -> None:
+    source = graph.node[n.inputs[0]]
+    whole = n if n.op == "stack" else source
+    once, steps = (direction, graph.direction(source.name))[:: 1 if n.op == "stack" else -1]
+    if once or not steps or whole.shape[0] != graph.steps:
+        raise InvalidGraph(
+            f"node '{n.name}' ({n.op}): '{whole.name}' has {whole.shape[0]} elements, in a graph "
+            f"of {graph.steps} steps; expected as many, on a leading axis of a node of a sweep of "
+            "direction 0, beside a node of a sweep with a direction"
+        )
 
 
 def _names(b: Boundary) -> list[Any]:

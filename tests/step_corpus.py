@@ -102,6 +102,8 @@ class _StepBuilder(_Builder):
         begin, earlier = len(self.nodes), list(self.nodes)
         first = not earlier
         heads = [self.pick(earlier[-6:])] if earlier else []
+        if earlier and self.fixed and self.rng.random() < 0.6:
+            heads += self.door(direction)
         needs_time = direction and not any(self.timed.values()) and not self.fixed
         if first or needs_time or self.rng.random() < 0.3:
             heads.append(self.input())
@@ -123,6 +125,8 @@ class _StepBuilder(_Builder):
                 grown = self.lif(grown)
             heads.append(grown)
         grown = heads[-1] if grown.op in ("spike", "lif") else self.spike(heads[-1])
+        if not direction and self.fixed:
+            self.elements(grown)
         for latch in waiting:
             self.source(latch, self.pick([grown, self.pick(self.nodes[begin:])]))
         if direction and self.rng.random() < 0.4:
@@ -131,6 +135,25 @@ class _StepBuilder(_Builder):
         if last or len(self.nodes) - begin > 4 or not direction:
             readout = self.readout(grown)
             self.timed[readout.name] = bool(direction and self.rng.random() < 0.6)
+
+    def door(self, direction: int) -> list[Node]:
+        """All elements of a node of a sweep with a direction, or the elements of one that has none,
+        perhaps brought to so many in its sweep."""
+        known, at = [], 0
+        for count, way in self.sweeps:
+            if bool(way) != bool(direction):
+                known += [n for n in self.nodes[at : at + count] if n.op != "readout"]
+            at += count
+        if not direction:
+            return [self.node("stack", (self.pick(known),), steps=self.steps)] if known else []
+        known = [n for n in known if n.shape[0] == self.steps and len(n.shape) > 1]
+        return [self.node("unstack", (self.pick(known),))] if known else []
+
+    def elements(self, node: Node) -> None:
+        """A node of one value per step, for an unstack of a later sweep."""
+        shape = (self.steps, *self.pick(((5,), (3, 4))))
+        index = self.rng.integers(-1, node.units, shape)
+        self.node("route", (node,), {"index": index}, kind="index", shape=shape)
 
     def times(self, a: Node, b: Node) -> Node:
         """a times b, unit by unit, with b brought to a shape that fits."""
@@ -223,12 +246,17 @@ class _StepBuilder(_Builder):
         return self.node("lif", (node,), params, kind=kind, shift=shift, steps=self.steps + 1)
 
     def node(self, op: str, inputs: Any = (), params: Any = None, **attrs: Any) -> Node:
-        if op not in ("lif", "latch"):
+        if op not in ("lif", "latch", "stack", "unstack"):
             return super().node(op, inputs, params, **attrs)
         node = make_node(f"n{len(self.nodes)}", op, inputs, params, attrs)
         if op == "latch":
             low, high = max(node.lo, -300), min(node.hi, 300)
             value = self.rng.integers(low, high + 1, (EXAMPLES, *node.shape))
+        elif op == "stack":
+            each = self.values[inputs[0].name]
+            value = np.stack([self.rng.permuted(each, axis=0) for _ in range(self.steps)], 1)
+        elif op == "unstack":
+            value = self.values[inputs[0].name][:, self.integer(0, self.steps - 1)]
         else:
             v = np.broadcast_to(node.params["initial"], (EXAMPLES, *node.shape))
             for _ in range(4):

@@ -70,6 +70,8 @@ def test_the_corpus_holds_what_the_laws_are_about() -> None:
     graphs = [drawn(seed)[0] for seed in SEEDS]
     ops = {n.op for g in graphs for n in g.nodes}
     assert ops >= {"latch", "lif", "product", "spike", "conv", "linear", "input", "readout"}
+    assert ops >= {"stack", "unstack"}
+    assert {d for g in graphs for n in g.of("unstack") for d in [g.direction(n.name)]} == {-1, 1}
     assert {n.attrs["kind"] for g in graphs for n in g.of("lif")} == {"soft", "hard"}
     assert {d for g in graphs for _, d in g.sweeps} == {-1, 0, 1}
     assert max(len(g.sweeps) for g in graphs) > 2 and {g.steps > 0 for g in graphs} == {True, False}
@@ -622,6 +624,57 @@ def test_a_latch_of_another_shape_than_its_source() -> None:
     wrong = replace(graph, nodes=nodes, sweeps=((1, 0), (6, 1)), latches={"h": "p"})
     with pytest.raises(errors.BadShape, match=r"latch 'h' .2,.: source .1, 2."):
         wrong.check()
+
+
+def doors(steps: int, elements: int = 4) -> Graph:
+    """A static input of so many elements, handed out backwards, doubled by itself and the one
+    behind it, and stacked again."""
+    z = make_node("z", "input", attrs={"shape": (elements, 2), "lo": 0, "hi": 255})
+    x = make_node("x", "unstack", [z])
+    h = make_node("h", "latch", (), {"initial": np.int32(0)}, {"shape": (2,), "lo": 0, "hi": 255})
+    a = make_node("a", "add", [x, h], {"m0": np.int32(2), "m1": np.int32(1)})
+    w = make_node("w", "stack", [a], {}, {"steps": steps})
+    y = make_node("y", "readout", [w], {"bias": np.int32(0)})
+    ends = timed("Z", "z", "N", elements, 2, time=None), timed("Y", "y", "N", steps, 2, time=None)
+    sweeps = ((1, 0), (3, -1), (2, 0))
+    return Graph((z, x, h, a, w, y), ends[:1], ends[1:], {}, sweeps, steps, {"h": "x"})
+
+
+def test_elements_pass_a_door_in_their_own_order() -> None:
+    graph = doors(4)
+    graph.check()
+    x = np.arange(8, dtype=np.float32).reshape(1, 4, 2) ** 2
+    later = np.concatenate([x[:, 1:], np.zeros((1, 1, 2), np.float32)], axis=1)
+    for name in ("reference", "numba"):
+        assert np.array_equal(compile(graph, name).run(x).outputs["Y"], 2 * x + later)
+    (found,) = session(files.to_bytes(graph)).run(None, {"Z": x})
+    assert np.array_equal(found, 2 * x + later)
+    with pytest.raises(errors.UsageError, match=r"'x': .*backwards(.|\n)*'w': .*waits for all"):
+        compile(graph, "numba").stream()
+    forwards = replace(graph, sweeps=((1, 0), (3, 1), (2, 0)))
+    with pytest.raises(errors.UsageError, match="'x': it hands out all elements of 'z'"):
+        compile(forwards, "numba").stream()
+
+
+@pytest.mark.parametrize(
+    ("graph", "text"),
+    [
+        (doors(4, 3), "'x' .unstack.: 'z' has 3 elements, in a graph of 4 steps"),
+        (replace(doors(4), sweeps=((4, 1), (2, 0))), "'z' .input."),
+        (replace(doors(4), sweeps=((1, 0), (5, 1))), "'w' .stack."),
+        (replace(doors(4), sweeps=(), steps=0, latches={}), "time without sweeps"),
+    ],
+)
+def test_a_wrong_door(graph: Graph, text: str) -> None:
+    with pytest.raises(errors.InvalidGraph, match=text):
+        graph.check()
+
+
+def test_the_elements_of_a_vector() -> None:
+    with pytest.raises(errors.BadShape, match=r"'x' .unstack.: elements of .4,."):
+        make_node(
+            "x", "unstack", [make_node("z", "input", attrs={"shape": (4,), "lo": 0, "hi": 255})]
+        )
 
 
 def test_state_in_a_graph_without_steps() -> None:

@@ -25,6 +25,7 @@ from snnkit.fit.result import Activity, Core, Fit, Layer, Range, Violation
 from snnkit.fit.text import fit_text
 from snnkit.graph import Graph, Node
 from snnkit.populations import RECOMPUTED, Population, fan_in, fan_out, populations
+from snnkit.sweeps import DOORS
 from snnkit.targets import EXPRESSIONS, Target, target
 from snnkit.thermometer import obstacles
 
@@ -59,7 +60,7 @@ class _Fitting:
         self.graph, self.chip, self.expression = graph, chip, expression
         self.populations = populations(graph)
         held = [p.node for p in self.populations]
-        self.copies = {n.name: self._copies(n) for n in (*graph.of("input"), *held)}
+        self.copies = {n.name: self._copies(n) for n in (*graph.of("input", *DOORS), *held)}
         self.lower, self.upper = (
             Partition(graph, chip, self.copies, once) for once in (True, False)
         )
@@ -67,7 +68,7 @@ class _Fitting:
     def _copies(self, node: Node) -> int:
         """Neurons, or senders, per unit."""
         span = node.hi - node.lo
-        if node.op == "input":
+        if node.op in ("input", *DOORS):
             # binary planes of the value, with weights times 1, 2, 4, ...
             return span.bit_length() if self.chip.value("message_bits") == 1 else 1
         levels = self.expression == "thermometer" and node.op in ("spike", "latch", *RECOMPUTED)
@@ -205,6 +206,9 @@ class _Fitting:
             notes.append("inputs arrive as binary planes, since this target has no graded spikes")
         if self.graph.sweeps:
             notes.append("neurons and synapses are those of one step; latches hold the last step")
+        doors = [f"'{n.name}'" for n in self.graph.of(*DOORS)]
+        if doors:
+            notes.append(f"whole sequences lie outside the chip, at nodes {', '.join(doors)}")
         notes.append(
             "sigma-delta pair of stock neurons: never emitted; exact only for theta = 2^k and with "
             "semantics that lava-nc 0.10.0 does not have; " + _power_of_two(self.graph)

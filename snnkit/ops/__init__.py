@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from snnkit.ops.arithmetic import Add, Product
 from snnkit.ops.boundary import Input, Readout
+from snnkit.ops.elements import Stack, Unstack
 from snnkit.ops.op import Op, Writer
 from snnkit.ops.pooling import MaxPool, SumPool
 from snnkit.ops.route import Route
@@ -25,6 +26,8 @@ TABLE: dict[str, Op] = {
         Spike(),
         Lif(),
         Latch(),
+        Stack(),
+        Unstack(),
         Readout(),
     )
 }

@@ -47,6 +47,12 @@ class Writer(Protocol):
     def emit_stateful(self, op: str, inputs: Sequence[str], output: str, node: Node) -> str:
         """A call of the function `op` that gives the value of `node` and its next state."""
 
+    def stack(self, node: Node) -> tuple[bool, str]:
+        """Tensor [T, N, *shape] holding `node`'s values of all steps, and whether as bytes."""
+
+    def is_stack(self, node: Node, as_byte: bool, tensor: str) -> None:
+        """Declare that `tensor` holds the node's values of all steps, as bytes or as words."""
+
     def is_byte(self, node: Node, tensor: str) -> None:
         """Declare that `tensor` holds the node's value minus its lower bound, as uint8."""
 

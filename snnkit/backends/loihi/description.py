@@ -20,7 +20,7 @@ from snnkit.ops.op import Ints
 from snnkit.ops.spike import ladder_rows
 from snnkit.ops.state import membrane_bound
 from snnkit.ops.synapses import fan_out, windows
-from snnkit.sweeps import RESTING, spike_levels
+from snnkit.sweeps import DOORS, RESTING, spike_levels
 
 Array = npt.NDArray[Any]
 
@@ -104,6 +104,8 @@ def describe(graph: Graph, name: str) -> tuple[list[dict[str, Any]], dict[str, A
                     described["initial_of"] = ids[original.inputs[0]]
                 else:
                     found["initial"] = _flat(original.params["initial"], n)
+            if original.op in DOORS and original in own:
+                described["held_by"] = ids[original.inputs[0]]
             if n.op == "spike":
                 described.update(lo=n.lo, hi=n.hi)
             if n.op == "lif":

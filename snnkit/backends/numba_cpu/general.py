@@ -25,6 +25,7 @@ from snnkit.encodings import ENCODINGS
 from snnkit.errors import SnnkitError
 from snnkit.graph import Graph, Node
 from snnkit.ops import TABLE
+from snnkit.sequence import through_doors
 from snnkit.sweeps import spike_levels
 
 Array = npt.NDArray[Any]
@@ -203,6 +204,7 @@ class _Run:
             if name in values:
                 self.counts[name][chunk] = values[name]
         for sweep in self.engine.sweeps:
+            values.update(through_doors(sweep.nodes, values))
             keep = [n for n in sweep.nodes if n.name in self.kept and n.op != "input"]
             keep += [n for n in sweep.read if n.name not in self.kept]
             found = self._sweep(sweep, values, keep, chunk)

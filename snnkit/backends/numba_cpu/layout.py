@@ -36,6 +36,8 @@ KINDS = {
     "spike": k.UNIFORM,
     "lif": k.LIF,
     "latch": k.LATCH,
+    "stack": k.HANDED,
+    "unstack": k.HANDED,
     "readout": k.READOUT,
 }
 

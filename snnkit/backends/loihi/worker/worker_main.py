@@ -60,7 +60,10 @@ class Sweep:
         n["rest"] = n["rest"] if "rest" in n else np.zeros(n["units"], np.int64)
         values = job.values[self.task["name"]]
         if n["kind"] == "input":
-            n["given"], n["last"] = values[n["id"]], self.last_step(n, job)
+            # the elements of a sequence and the whole of it are the same memory
+            held = values[n.get("held_by", n["id"])]
+            n["given"] = held.reshape(self.samples, -1, n["units"])
+            n["last"] = self.last_step(n, job)
         if "initial_of" in n:
             n["first"] = values[n["initial_of"]][:, 0]
         elif n["kind"] == "latch":
