@@ -227,19 +227,6 @@ def test_elements_that_are_taken(free: bool) -> None:
     assert_close(graph, s.given, floats(model, s.given))
 
 
-def test_element_four_of_an_open_sequence_is_not_the_last() -> None:
-    """A file that takes element 3 of however many cannot mean the last, and says so."""
-    for free, fits in ((False, True), (True, False)):
-        s = Sequences(np.random.default_rng(3), free=free)
-        y = s.recurrent("GRU", s.sequence(), s.features, 4)[0]
-        model = s.model(s.op("Gather", [y, s.constant(np.array(3))], axis=0)[0])
-        if fits:
-            assert convert(model, s.given).steps == 4
-        else:
-            with pytest.raises(UnsupportedModel, match="element 3 of a sequence of 5"):
-                convert(model, s.given)
-
-
 def test_an_open_number_of_elements() -> None:
     """The same file runs sequences of other lengths than the calibration's, as the float model."""
     s = Sequences(np.random.default_rng(4), free=True)
@@ -271,8 +258,6 @@ REFUSED = {
     "activation": (lambda: recurrent("RNN", activations=["ThresholdedRelu"]), "ThresholdedRelu"),
     "lengths of one layer": (lambda: mixed_lengths(), "does not read the lengths"),
     "dense behind lengths": (lambda: dense_behind_lengths(), "behind the end of a sequence"),
-    "reversed": (lambda: reversed_elements(), "between the elements"),
-    "over elements": (lambda: over_elements(), "elements of a sequence"),
     "loop": (lambda: looped(), "as RNN, GRU or LSTM"),
 }
 
@@ -286,19 +271,6 @@ def mixed_lengths() -> tuple[onnx.ModelProto, Sequences]:
 def dense_behind_lengths() -> tuple[onnx.ModelProto, Sequences]:
     _, s = recurrent("GRU", lengths="int32")
     return s.model(s.op("Add", [s.nodes[-1].output[0], s.weights(4)])[0]), s
-
-
-def reversed_elements() -> tuple[onnx.ModelProto, Sequences]:
-    s = Sequences(np.random.default_rng(0))
-    y = s.recurrent("GRU", s.sequence(), s.features, 4)[0]
-    ends = [s.constant(np.array([v])) for v in (-1, -1000, 0, -1)]
-    return s.model(s.op("Slice", [y, *ends])[0]), s
-
-
-def over_elements() -> tuple[onnx.ModelProto, Sequences]:
-    s = Sequences(np.random.default_rng(0))
-    y = s.recurrent("GRU", s.sequence(), s.features, 4)[0]
-    return s.model(s.op("ReduceMean", [y, s.constant(np.array([0]))])[0]), s
 
 
 def looped() -> tuple[onnx.ModelProto, Sequences]:

@@ -12,12 +12,13 @@ import numpy as np
 import snnkit
 from snnkit.converters.boundaries import read_input, read_output
 from snnkit.converters.calibration import CALIBRATORS, Statistics
-from snnkit.converters.float_model import Array, FloatModel
+from snnkit.converters.float_model import FloatModel
 from snnkit.converters.from_qat import convert_prepared, is_prepared
 from snnkit.converters.from_recurrent import convert_recurrent, is_recurrent
 from snnkit.converters.handlers import HANDLERS
 from snnkit.converters.network import Network, Policy
 from snnkit.converters.nir_time import Timing, is_nir
+from snnkit.converters.operators import Array
 from snnkit.converters.packing import pack_by
 from snnkit.converters.reader import Reader, unsupported_ops
 from snnkit.converters.staircases import FORMS
@@ -234,4 +235,5 @@ def _meta(
         "quantisation": f"levels {policy.levels}, weight bits {policy.weight_bits}, "
         f"staircase {policy.staircase}",
         "channels": "by activity" if packed else "as in the source",
+        **({"elements": source.fixed} if source.fixed else {}),
     }

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from snnkit.boundary import DTYPES
+from snnkit.converters.operators import Op, Port
 from snnkit.errors import Problem, UnsupportedModel
 
 if TYPE_CHECKING:
-    from snnkit.converters.float_model import FloatModel, Op, Port
+    from snnkit.converters.float_model import FloatModel
 
 Array = npt.NDArray[Any]
 RECURRENT = ("RNN", "GRU", "LSTM")
@@ -60,7 +61,8 @@ def find_axes(
         if values is None:
             values = _Values(model, samples, lengths, _all_targets(model))
         batch, time = _agreed(values, port, targets)
-        if batch is None or (time is None and any(t.time is not None for t in targets)):
+        alone = time is None and any(t.time is not None for t in targets)
+        if batch is None or (alone and lengths):
             problems.append(_undecided(port, batch, targets))
             continue
         ports.append(replace(port, batch=batch, time=time))

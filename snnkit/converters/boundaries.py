@@ -6,8 +6,8 @@ import numpy as np
 
 from snnkit.boundary import quantise, take_samples
 from snnkit.converters.calibration import Statistics
-from snnkit.converters.float_model import Array, Port
 from snnkit.converters.network import GRID_BOUND, Affine, Network, varies_only
+from snnkit.converters.operators import Array, Port
 from snnkit.converters.reader import Posted, Reader
 from snnkit.errors import Problem
 from snnkit.graph import Boundary, frozen

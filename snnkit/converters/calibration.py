@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from snnkit.converters.float_model import Array, FloatModel
+from snnkit.converters.float_model import FloatModel
+from snnkit.converters.operators import Array
 from snnkit.errors import Problem, UnsupportedModel, UsageError
 
 CALIBRATORS = ("mse", "percentile", "minmax")

@@ -8,89 +8,29 @@ on the data, whatever operators the exporter used for it (ARCHITECTURE.md, "Norm
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx.inliner
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from snnkit.boundary import DTYPES, check_samples
-from snnkit.converters.axes import find_axes, lengths_names
+from snnkit.converters.axes import RECURRENT, find_axes, lengths_names
+from snnkit.converters.doors import with_doors
 from snnkit.converters.frames import Frame
+from snnkit.converters.operators import Array, Op, Port, Probe, read_op, read_ports
 from snnkit.converters.scans import write_out_scans
 from snnkit.converters.source import read_source, with_time_first
 from snnkit.converters.tracing import Trace, trace
 from snnkit.errors import BadCalibration, Problem, UnreadableFile, UnsupportedModel
 
-Array = npt.NDArray[Any]
 DEFAULT_STEPS = 4
 """Elements of a sequence where neither the model nor data say how many."""
 RUN_BYTES = 512 * 2**20
 """Bytes of intermediate tensors held at once while calibrating."""
-
-
-@dataclass(frozen=True, eq=False)
-class Op:
-    """One ONNX node, with attributes as Python values."""
-
-    name: str
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attrs: Mapping[str, Any]
-    proto: onnx.NodeProto
-
-
-@dataclass(frozen=True)
-class Port:
-    """A graph input or output as declared: name, ONNX type, dimensions (str: symbolic), which of
-    them is the batch, and which, if any, the elements of a sequence."""
-
-    name: str
-    dtype: str
-    dims: tuple[int | str, ...]
-    batch: int = 0
-    time: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """What one run of the model says: shapes and types of all tensors, values of the constants."""
-
-    batch: int
-    steps: int
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
-    constants: dict[str, Array] = field(default_factory=dict)
-
-
-def _ports(values: Iterable[onnx.ValueInfoProto]) -> tuple[Port, ...]:
-    ports = []
-    for value in values:
-        kind = value.type.tensor_type.elem_type
-        names = {helper.np_dtype_to_tensor_dtype(np.dtype(t)): n for n, t in DTYPES.items()}
-        dims: list[int | str] = []
-        for i, d in enumerate(value.type.tensor_type.shape.dim):
-            symbol = d.dim_param or ("batch" if i == 0 else f"dim{i}")
-            dims.append(d.dim_value if d.dim_value > 0 else symbol)
-        known = kind in TensorProto.DataType.values()
-        dtype = names.get(kind, TensorProto.DataType.Name(kind).lower() if known else f"{kind}")
-        ports.append(Port(value.name, dtype, tuple(dims)))
-    return tuple(ports)
-
-
-def _op(node: onnx.NodeProto) -> Op:
-    attrs = {}
-    for a in node.attribute:
-        value = helper.get_attribute_value(a)
-        attrs[a.name] = value.decode() if isinstance(value, bytes) else value
-    name = node.name or (node.output[0] if node.output else node.op_type)
-    op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-    return Op(name, op, tuple(node.input), tuple(node.output), attrs, node)
 
 
 class FloatModel:
@@ -103,12 +43,12 @@ class FloatModel:
             (o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1
         )
         with_time_first(self.model.graph)
-        self.ops = tuple(_op(n) for n in self._alive(self.model.graph))
-        self.inputs = _ports(self.model.graph.input)
-        self.outputs = _ports(self.model.graph.output)
+        self.ops = tuple(read_op(n) for n in self._alive(self.model.graph))
+        self.inputs = read_ports(self.model.graph.input)
+        self.outputs = read_ports(self.model.graph.output)
         self.probes: tuple[Probe, ...] = (Probe(1, 1),)
         self.batch_is_free = False
-        self.lengths = ""
+        self.lengths = self.fixed = ""
         self.trace = Trace()
         self.static = self._independent_of_data()
 
@@ -221,14 +161,19 @@ class FloatModel:
         message = ""
         for batch in tries:
             try:
-                lengths = [steps, steps + 1] if self.free_steps else [steps]
-                self.probes = tuple(self._probe(batch, n) for n in lengths)
+                self.probes = self._run_once_or_twice(batch, steps)
             except Exception as error:  # onnxruntime raises many kinds
                 message = str(error).splitlines()[0]
                 continue
             self.batch_is_free = batch != (fixed or [0])[0]
             self._refuse_empty()
+            self._count_elements()
             self.trace = trace(self)
+            if self.trace.whole:
+                self.probes = self.probes[:1]
+                self._fix_elements(steps, f"'{self.trace.whole[0]}' reads whole sequences")
+                self.trace = trace(self)
+            self._put_up_doors()
             return
         self.refuse(f"onnxruntime cannot run it: {message}", "repair the model first")
 
@@ -244,6 +189,39 @@ class FloatModel:
         if len(set(found.values())) > 1:
             self.refuse(f"sequences of different lengths {found}", "use one number of elements")
         return next(iter(found.values()), 1)
+
+    def _count_elements(self) -> None:
+        """Where no input comes by elements, the recurrent operators say how many there are."""
+        found = [self.shapes[op.inputs[0]][0] for op in self.data_ops if op.op in RECURRENT]
+        if found and all(p.time is None for p in self.inputs):
+            self.probes = tuple(replace(p, steps=found[0]) for p in self.probes)
+
+    def _run_once_or_twice(self, batch: int, steps: int) -> tuple[Probe, ...]:
+        """Twice where the number of elements is open; some models only say that it is."""
+        if self.free_steps:
+            try:
+                return self._probe(batch, steps), self._probe(batch, steps + 1)
+            except Exception:  # onnxruntime raises many kinds
+                only = self._probe(batch, steps)
+                self._fix_elements(steps, "it runs for no other number")
+                return (only,)
+        return (self._probe(batch, steps),)
+
+    def _fix_elements(self, steps: int, reason: str) -> None:
+        """There are as many elements as in the data, since something reads whole sequences."""
+        self.fixed = f"{steps}, as in the data: {reason}"
+        named = [(p, {p.time: steps}) for p in self.inputs]
+        self.inputs = tuple(
+            replace(p, dims=tuple(at.get(i, d) for i, d in enumerate(p.dims))) for p, at in named
+        )
+
+    def _put_up_doors(self) -> None:
+        doors = self.trace.doors
+        self.ops = with_doors(self.ops, doors, self.model.graph)
+        for probe in self.probes:
+            for name, (tensor, _) in doors.made.items():
+                probe.shapes[name] = probe.shapes[tensor]
+                probe.dtypes[name] = probe.dtypes[tensor]
 
     def _refuse_empty(self) -> None:
         empty = [op for op in self.data_ops if any(o and 0 in self.shapes[o] for o in op.outputs)]

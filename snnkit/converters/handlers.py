@@ -13,10 +13,10 @@ import numpy as np
 
 from snnkit.converters import activations as act
 from snnkit.converters.activations import Activation
-from snnkit.converters.float_model import Array, Op
 from snnkit.converters.frames import Refusal
 from snnkit.converters.layout import LAYOUT, move
 from snnkit.converters.network import WIDE, Affine, padded_response
+from snnkit.converters.operators import Array, Op
 from snnkit.converters.pooling import POOLING, spatial_pads
 from snnkit.converters.reader import Handler, Posted, Reader
 from snnkit.converters.recurrent import CELLS

@@ -16,9 +16,10 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from snnkit.converters.frames import FIRST, LAST, Frame, Move, Refusal
+from snnkit.converters.operators import Op, Probe
 
 if TYPE_CHECKING:
-    from snnkit.converters.float_model import FloatModel, Op, Probe
+    from snnkit.converters.float_model import FloatModel
 
 Array = npt.NDArray[Any]
 MOST_LABELS = 2**24

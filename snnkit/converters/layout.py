@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from snnkit.converters.float_model import Array, Op
+from snnkit.converters.doors import STACK, UNSTACK
 from snnkit.converters.frames import FIRST, LAST, Refusal
 from snnkit.converters.labels import MOVES
 from snnkit.converters.network import Affine
+from snnkit.converters.operators import Array, Op
 from snnkit.converters.reader import Handler, Reader
 from snnkit.ops import TABLE
 
@@ -94,7 +95,21 @@ def concat(reader: Reader, op: Op) -> None:
     reader.give(op.outputs[0], reader.net.affine(node, scale, offset))
 
 
+def stacked(reader: Reader, op: Op) -> None:
+    """The elements of a sequence, read as a whole."""
+    before, name = reader.frame(op.inputs[0]), op.outputs[0]
+    axis = reader.frame(name).unit(int(before.time or 0), len(reader.model.shapes[name]), "stack")
+    reader.give(name, reader.net.stack(reader.data(op), name, axis, reader.model.steps))
+
+
+def unstacked(reader: Reader, op: Op) -> None:
+    """A whole sequence, read by elements."""
+    reader.give(op.outputs[0], reader.net.unstack(reader.data(op), op.inputs[0], op.outputs[0]))
+
+
 LAYOUT: dict[str, Handler] = {
+    STACK: stacked,
+    UNSTACK: unstacked,
     "Transpose": transpose,
     "Concat": concat,
     **dict.fromkeys(MOVES, moved),

@@ -128,6 +128,23 @@ class Network:
         node = self.add(name, "route", [source], {}, {"kind": "reshape", "shape": x.shape}, "once")
         return self.affine(node, x.scale, x.offset)
 
+    def stack(self, x: Affine, name: str, axis: int, steps: int) -> Affine:
+        """All elements of x, along the given axis of its units."""
+        node = self.add(name, "stack", [x.node], {}, {"steps": steps}, "once")
+        if axis:
+            perm = (*range(1, axis + 1), 0, *range(axis + 1, len(node.shape)))
+            turned = {"kind": "transpose", "perm": perm}
+            node = self.add(f"{name}.turned", "route", [node], {}, turned)
+        return self.affine(node, *(np.expand_dims(a, axis) for a in (x.scale, x.offset)))
+
+    def unstack(self, x: Affine, tensor: str, name: str) -> Affine:
+        """The elements of x, which lie along its first axis; `tensor` names x."""
+        if any(a.shape[0] > 1 for a in (x.scale, x.offset)):
+            # an element's value must mean the same at every step
+            x = self.spike(x, IDENTITY, tensor, tensor, WIDE)
+        node = self.add(name, "unstack", [x.node], {}, {}, "steps")
+        return self.affine(node, x.scale[0], x.offset[0])
+
     def affine(self, node: Node, scale: Any, offset: Any) -> Affine:
         rank = len(node.shape)
         return Affine(node, compress(np.asarray(scale), rank), compress(np.asarray(offset), rank))

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from snnkit.converters.activations import Floats
-from snnkit.converters.float_model import Array, Op
 from snnkit.converters.frames import Refusal
 from snnkit.converters.network import Affine, compress
+from snnkit.converters.operators import Array, Op
 from snnkit.converters.reader import Handler, Reader
 from snnkit.converters.tracing import reduced_axes, takes_no_axes
 from snnkit.ops.synapses import windows

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from snnkit.converters.float_model import Array, FloatModel, Op
+from snnkit.converters.float_model import FloatModel
 from snnkit.converters.frames import Frame, Refusal
 from snnkit.converters.network import Affine, Network
+from snnkit.converters.operators import Array, Op
 from snnkit.errors import InvalidGraph, Problem, UnsupportedModel
 
 NOT_SUPPORTED = "replace it by supported operators, or leave it out of the exported model"

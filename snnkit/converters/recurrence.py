@@ -17,8 +17,8 @@ import numpy as np
 
 from snnkit.converters import activations as act
 from snnkit.converters.activations import Activation, Floats
-from snnkit.converters.float_model import Op
 from snnkit.converters.frames import Refusal
+from snnkit.converters.operators import Op
 from snnkit.sweeps import order
 
 GATES = {"RNN": ("state",), "GRU": ("keep", "reset", "new"), "LSTM": ("in", "out", "forget", "new")}

@@ -18,10 +18,10 @@ from snnkit.converters import activations as act
 from snnkit.converters.activations import Activation, Floats
 from snnkit.converters.axes import LENGTHS_INPUT, RECURRENT, lengths_names
 from snnkit.converters.calibration import Staircase, choose
-from snnkit.converters.float_model import Array, Op
 from snnkit.converters.frames import Refusal
 from snnkit.converters.layout import move
 from snnkit.converters.network import Affine, Network
+from snnkit.converters.operators import Array, Op
 from snnkit.converters.reader import Handler, Reader
 from snnkit.converters.recurrence import Cell, read_cells
 from snnkit.graph import Node

@@ -17,19 +17,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from snnkit.converters.axes import RECURRENT, lengths_names
+from snnkit.converters.doors import STACK, UNSTACK, Doors, across, elements
 from snnkit.converters.frames import Frame, Move, Refusal
 from snnkit.converters.labels import MOVES, by_labels
+from snnkit.converters.operators import Op
 
 if TYPE_CHECKING:
-    from snnkit.converters.float_model import FloatModel, Op
+    from snnkit.converters.float_model import FloatModel
 
 REDUCES = ("ReduceMean", "ReduceSum", "ReduceMax", "ArgMax")
 
 
 @dataclass
 class Trace:
-    """frames : by tensor. moves : by output of a layout operator. refused : by operator's name."""
+    """frames : by tensor. moves : by output of a layout operator. refused : by operator's name.
+    doors : where operators read a sequence otherwise than it was made. whole : names of operators
+    that would read one as a whole, had it a fixed number of elements."""
 
+    whole: list[str] = field(default_factory=list)
+    doors: Doors = field(default_factory=Doors)
     frames: dict[str, Frame] = field(default_factory=dict)
     moves: dict[str, Move] = field(default_factory=dict)
     refused: dict[str, Refusal] = field(default_factory=dict)
@@ -47,23 +53,56 @@ def trace(model: FloatModel) -> Trace:
         if not known or [n for n in unknown if n not in lengths]:
             continue
         try:
-            for name, frame in _frames(model, op, found).items():
-                _check(model, name, frame)
-                found.frames[name] = frame
+            found.frames.update(_by_elements_or_whole(model, op, found))
         except Refusal as refusal:
             found.refused[op.name] = refusal
     return found
 
 
-def _frames(model: FloatModel, op: Op, found: Trace) -> dict[str, Frame]:
-    """Frames of the operator's outputs."""
-    names = [n for n in op.inputs if n in found.frames]
-    first, rank = found.frames[names[0]], len(model.shapes[names[0]])
+def _by_elements_or_whole(model: FloatModel, op: Op, found: Trace) -> dict[str, Frame]:
+    """Frames of the operator's outputs; where it does not work on elements, of the outputs that it
+    has for whole sequences."""
+    frames = {n: found.frames[n] for n in op.inputs if n in found.frames}
+    given = frames.get(op.inputs[0])
+    if op.op in RECURRENT and given is not None and given.time is None:
+        frame = elements(model, op, given)
+        found.frames[found.doors.lead(op, op.inputs[0], UNSTACK)] = frame
+    timed = [n for n, f in frames.items() if f.time is not None and not f.merged]
+    whole = bool(timed) and op.op not in RECURRENT and not model.lengths
+    problem = None
+    if not (whole and across(model, op, found.frames)):
+        try:
+            return _checked(model, _frames(model, op, found, frames))
+        except Refusal as refusal:
+            if not whole:
+                raise
+            problem = refusal
+    if model.free_steps:
+        found.whole.append(op.name)
+        reason = "it reads a sequence of open length as a whole"
+        raise problem or Refusal(reason, "fix the number of elements")
+    frames.update({n: replace(frames[n], time=None) for n in timed})
+    try:
+        made = _checked(model, _frames(model, op, found, frames))
+    except Refusal as refusal:
+        raise problem or refusal from None
+    for tensor in timed:
+        name = found.doors.lead(op, tensor, STACK)
+        found.frames[name] = frames[tensor]
+    return made
+
+
+def _frames(
+    model: FloatModel, op: Op, found: Trace, frames: Mapping[str, Frame]
+) -> dict[str, Frame]:
+    """Frames of the operator's outputs, from those of the tensors that it reads."""
+    names = list(frames)
+    first, rank = frames[names[0]], len(model.shapes[names[0]])
     outputs = [o for o in op.outputs if o]
     if op.op in RECURRENT:
         each = [Frame(2, 0), Frame(1), Frame(1)]
         return {o: f for o, f in zip(op.outputs, each, strict=False) if o}
-    if op.op in MOVES and op.inputs[0] in found.frames:
+    if op.op in MOVES and op.inputs[0] in frames:
         return _moved(model, op, first, found)
     if op.op == "Transpose":
         perm = list(op.attrs.get("perm", range(rank)[::-1]))
@@ -72,7 +111,7 @@ def _frames(model: FloatModel, op: Op, found: Trace) -> dict[str, Frame]:
     if op.op in REDUCES and not takes_no_axes(model, op):
         left = first.without(reduced_axes(model, op), rank)
         return {o: first if op.attrs.get("keepdims", 1) else left for o in outputs}
-    return {o: _aligned(model, o, {n: found.frames[n] for n in names}) for o in outputs}
+    return {o: _aligned(model, o, frames) for o in outputs}
 
 
 def takes_no_axes(model: FloatModel, op: Op) -> bool:
@@ -107,6 +146,12 @@ def _aligned(model: FloatModel, output: str, inputs: Mapping[str, Frame]) -> Fra
             "bring them to the same axes",
         )
     return frame
+
+
+def _checked(model: FloatModel, frames: dict[str, Frame]) -> dict[str, Frame]:
+    for name, frame in frames.items():
+        _check(model, name, frame)
+    return frames
 
 
 def _check(model: FloatModel, name: str, frame: Frame) -> None:
