@@ -127,6 +127,21 @@ def test_a_convolution_in_front_and_a_head_on_all_elements(case: int) -> None:
     assert_close(graph, s.given, floats(model, s.given))
 
 
+def test_the_border_of_a_convolution_without_neurons() -> None:
+    """Behind it a charge means something else at the border, where the input's offset is missing;
+    elements have to mean the same at every step."""
+    s = Sequences(np.random.default_rng(2), samples=24)
+    value = 1 + s.rng.integers(0, 40, (s.samples, CHANNELS, STEPS)).astype(np.float32) / 40
+    x = s.input("x", ["batch", CHANNELS, STEPS], value, 0)
+    y = s.op("Conv", [x, s.weights(5, CHANNELS, 3, scale=0.5), s.weights(5)], pads=[1, 1])
+    turned = s.op("Transpose", y, perm=[2, 0, 1])[0]
+    model = s.model(s.recurrent("GRU", turned, 5, HIDDEN)[0])
+    graph = convert(model, s.given)
+    assert graph.inputs[0].offset.any()
+    exact(graph, s.some(3), ("settle",))
+    assert_close(graph, s.given, floats(model, s.given))
+
+
 class Recogniser(NN.Module):
     """Convolution, batch norm, pooling; two recurrent layers; a head on the mean of all elements
     and of what the convolution found."""
