@@ -35,7 +35,7 @@ $(VENV)/ready-lava: $(VENV)/ready-test
 test: lint $(VENV)/ready-lava
 	if [ -z "$$SNNKIT_LAVA_PYTHON" ] && [ -f $(LAVA)/lava-env.json ]; then \
 		export SNNKIT_LAVA_PYTHON="$(CURDIR)/$(LAVA)/bin/python"; fi; \
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 clean:
 	rm -rf $(VENV) $(LAVA) $(OUT) build *.egg-info

@@ -63,7 +63,8 @@ class Machine:
     """All state of N samples while events are in flight.
 
     value[n] is what node n holds; told[n] is what its consumers have been told of it. A delivery
-    to a consumer is the difference. Nothing is clamped and nothing leaks.
+    to a consumer is the difference. Nothing is clamped and nothing leaks. Arrays are replaced and
+    never written to, so where `told` is the very array in `value` there is nothing to deliver.
     """
 
     def __init__(self, graph: Graph, counts: Mapping[str, Ints]):
@@ -78,7 +79,7 @@ class Machine:
                 sources = [self.value[s] for s in node.inputs]
                 self.value[node.name] = TABLE[node.op].dense(node, sources).astype(np.int64)
         self.told = {
-            (source, node.name, port): self.value[source].copy()
+            (source, node.name, port): self.value[source]
             for node in graph.nodes
             for port, source in enumerate(node.inputs)
         }
@@ -86,6 +87,8 @@ class Machine:
         self.spikes = {n.name: np.zeros((self.samples, 2), np.int64) for n in neurons}
         self.synops = {n.name: np.zeros(self.samples, np.int64) for n in graph.of("conv", "linear")}
         self.moved = np.zeros(self.samples, bool)
+        # the charge at which no neuron of a spike node was able to fire
+        self.quiet: dict[str, Ints] = {}
         self.fan_out = {
             n.name: fan_out(n, graph.node[n.inputs[0]]) for n in graph.of("conv", "linear")
         }
@@ -93,20 +96,35 @@ class Machine:
 
     def inject(self, counts: Mapping[str, Ints]) -> None:
         """Give the input nodes these values; consumers will be told the differences."""
-        self.value.update(counts)
+        self.value.update({name: np.array(value) for name, value in counts.items()})
+
+    def in_flight(self, node: Node) -> list[int]:
+        """The ports of `node` whose source holds a value that it has not been told in full."""
+        found = []
+        for port, source in enumerate(node.inputs):
+            value, told = self.value[source], self.told[source, node.name, port]
+            if value is not told and not np.array_equal(value, told):
+                found.append(port)
+        return found
 
     def deliver(self, node: Node, mask: Mapping[int, Ints] | None = None) -> None:
         """Tell `node` what changed at its inputs (where `mask`, by port, is 1), and update it."""
         op = TABLE[node.op]
-        changes = []
-        for port, source in enumerate(node.inputs):
-            change = self.value[source] - self.told[source, node.name, port]
-            if mask is not None:
-                change = change * mask[port]
-            self.told[source, node.name, port] = self.told[source, node.name, port] + change
-            changes.append(change)
+        keys = [(source, node.name, port) for port, source in enumerate(node.inputs)]
         # a lif may fire by its bias alone, without ever being told anything
-        if node.op != "lif" and not any(c.any() for c in changes):
+        idle = node.op != "lif"
+        if idle and all(self.value[key[0]] is self.told[key] for key in keys):
+            return
+        changes = []
+        for port, key in enumerate(keys):
+            change = self.value[key[0]] - self.told[key]
+            if mask is None:
+                self.told[key] = self.value[key[0]]
+            else:
+                change = change * mask[port]
+                self.told[key] = self.told[key] + change
+            changes.append(change)
+        if idle and not any(c.any() for c in changes):
             return
         if node.name in self.synops:
             hit = (changes[0] != 0) * self.fan_out[node.name]
@@ -127,8 +145,12 @@ class Machine:
 
     def fire(self, node: Node, mask: Ints | None = None) -> bool:
         """One unit spike from each neuron able to fire (where `mask` is 1); False if none did."""
-        neurons = self.neurons[node.name]
-        step = neurons.direction(self.charge(node))
+        charge = self.charge(node)
+        if self.quiet.get(node.name) is charge:
+            return False
+        step = self.neurons[node.name].direction(charge)
+        if not step.any():
+            self.quiet[node.name] = charge
         return self._emit(node, step if mask is None else step * mask)
 
     def settle(self, node: Node) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.sessions import session
+
 
 @dataclass
 class Builder:
@@ -99,10 +101,7 @@ def _static_shape(b: Builder) -> tuple[int, ...]:
     inferred = b.model()
     dims = inferred.graph.output[0].type.tensor_type.shape.dim
     if not dims or any(d.dim_value == 0 for d in dims[1:]):
-        import onnxruntime as ort
-
-        session = ort.InferenceSession(inferred.SerializeToString())
-        return session.run(None, {"x": np.zeros((1, *b.shape), np.float32)})[0].shape
+        return session(inferred).run(None, {"x": np.zeros((1, *b.shape), np.float32)})[0].shape
     return tuple(d.dim_value for d in dims)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, numpy_helper
 
@@ -19,6 +18,7 @@ from snnkit import errors, files
 from snnkit.graph import Graph
 from snnkit.onnx_writer import emit_recording
 from snnkit.reference import dense, input_counts
+from tests.sessions import session
 from tests.small_files import edited, network, set_property
 
 SECONDS = 2.0
@@ -238,12 +238,9 @@ def agrees(graph: Graph, content: bytes) -> None:
     """onnxruntime runs the file and gives the integers of the definition."""
     rng = np.random.default_rng(0)
     nodes = [n for n in graph.nodes if n.op in ("spike", "readout")]
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session(content)
     model, tensors = emit_recording(graph, [n.name for n in nodes])
-    content = model.SerializeToString()
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    recorder = session(model)
     x = {}
     for b in graph.inputs:
         counts = rng.choice((-10, 0, 3, 100, 245, 255), (6, *graph.node[b.node].shape))
@@ -252,6 +249,6 @@ def agrees(graph: Graph, content: bytes) -> None:
         if not np.isfinite(x[b.name].astype(np.float64)).all():
             return
     values = dense(graph, input_counts(graph, x))
-    for node, found in zip(nodes, session.run(tensors, x), strict=True):
+    for node, found in zip(nodes, recorder.run(tensors, x), strict=True):
         counts = found.astype(np.int64) + (node.lo if found.dtype == np.uint8 else 0)
         assert np.array_equal(counts, values[node.name]), node.name

@@ -7,7 +7,6 @@ is the dense one.
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +21,7 @@ from snnkit.onnx_writer import emit_recording
 from snnkit.ops import TABLE
 from snnkit.reference import _events, _fuzz, _steps, dense
 from tests.corpus import firing, random_graph, samples
+from tests.sessions import session
 
 SEEDS = st.integers(0, 2**31 - 1)
 LAW = settings(max_examples=150, deadline=None, derandomize=True)
@@ -38,12 +38,11 @@ def drawn(seed: int, n: int = 5) -> tuple[Graph, dict[str, np.ndarray]]:
 def test_onnxruntime_computes_the_dense_reading_of_every_node(seed: int) -> None:
     graph, x = drawn(seed)
     model, tensors = emit_recording(graph, [n.name for n in graph.nodes])
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     values = dense(graph, input_counts(graph, x))
-    for node, raw in zip(graph.nodes, session.run(tensors, x), strict=True):
+    for node, raw in zip(graph.nodes, session(model).run(tensors, x), strict=True):
         low = node.lo if raw.dtype == np.uint8 else 0
         assert np.array_equal(raw.astype(np.int64) + low, values[node.name]), node
-    file = ort.InferenceSession(to_bytes(graph), providers=["CPUExecutionProvider"])
+    file = session(to_bytes(graph))
     for b, y in zip(graph.outputs, file.run([b.name for b in graph.outputs], x), strict=True):
         assert y.tobytes() == dequantise(b, values[b.node]).tobytes()
 

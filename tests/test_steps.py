@@ -38,6 +38,7 @@ from snnkit.reference import (
     input_counts,
 )
 from snnkit.sequence import by_length, membrane, unroll
+from tests.sessions import session
 from tests.step_corpus import KINDS, STEPS, random_step_graph, silent_nodes, step_samples
 from tests.test_files_fuzz import damage_description
 from tests.test_numba_cpu import EVERYTHING, SCHEDULES, equal, numba
@@ -54,13 +55,6 @@ def drawn(seed: int) -> tuple[Graph, dict[str, np.ndarray], dict[str, np.ndarray
     graph = random_step_graph(rng, steps, KINDS[seed // len(STEPS) % len(KINDS)])
     x = step_samples(graph, rng, 3, steps)
     return graph, x, dense(graph, input_counts(graph, x))
-
-
-def session(model: Any) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    content = model if isinstance(model, bytes) else model.SerializeToString()
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 # --- the laws -------------------------------------------------------------------------------
