@@ -82,7 +82,7 @@ class Node:
 
     @property
     def units(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 def make_node(

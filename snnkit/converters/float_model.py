@@ -296,6 +296,8 @@ class FloatModel:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # threads that wait by spinning cost more than small models do
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         content = model.SerializeToString()
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 

@@ -48,7 +48,7 @@ def windows(
     """All windows of x [N, C, *space] as a view [N, C, *positions, *kernel], `fill` outside."""
     d = len(kernel)
     margins = [(0, 0), (0, 0)] + [(pads[i], pads[d + i]) for i in range(d)]
-    padded = np.pad(x, margins, constant_values=fill)
+    padded = np.pad(x, margins, constant_values=fill) if any(pads) else x
     spans = tuple((k - 1) * e + 1 for k, e in zip(kernel, dilations, strict=True))
     view = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, 2 + d)))
     step = [slice(None, None, s) for s in strides] + [slice(None, None, e) for e in dilations]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snnkit.backends.numba_cpu import kernels as k
-from snnkit.backends.numba_cpu.general import GeneralEngine, Sweep
+from snnkit.backends.numba_cpu.general import GeneralEngine, Sweep, compiled
 from snnkit.backends.streaming import follow
 from snnkit.graph import Node
 from snnkit.ops import TABLE
@@ -54,9 +54,7 @@ class Resident:
             self.given[n.name] = self.layout.from_block(n, self.x[0, :, at : at + n.units])
             at += n.units
         self.value = {n.name: self._view(n) for n in sweep.nodes}
-        # past the dispatcher, which takes three times as long to look at the types of its arguments
-        compiled = next(iter(k.run_samples.overloads.values()))
-        self.call = compiled.entry_point
+        self.call = compiled()
 
     def _view(self, node: Node) -> Array:
         """Where the value of a node lies, [1, *shape]."""

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -34,6 +35,18 @@ CHUNK = 64
 """Most samples of one call into the engine."""
 CHUNK_UNITS = 2**22
 """Most units of inputs and recorded nodes that one call holds, over its samples and steps."""
+
+
+def compiled() -> Any:
+    """`run_samples` past its dispatcher, which takes longer to look at the types of its arguments
+    than a small network takes. They have to be the ones that it was compiled for: arrays in C
+    order of the types that its docstring and `Net`, `Work` and `Latches` name."""
+    return _entry_point() if k.run_samples.overloads else k.run_samples
+
+
+@cache
+def _entry_point() -> Any:
+    return next(iter(k.run_samples.overloads.values())).entry_point
 
 
 class Sweep:
@@ -238,7 +251,8 @@ class _Run:
             clock[:] = self.lengths[chunk]
         with sweep.work() as work:
             held, settled = sweep.held, self.steps[chunk]
-            k.run_samples(layout.net, work, held, how, clock, x, first, rows, kept, tally, settled)
+            call = compiled()
+            call(layout.net, work, held, how, clock, x, first, rows, kept, tally, settled)
         for n in sweep.nodes:
             if n.name in self.tally:
                 self.tally[n.name][chunk] = tally[:, layout.index[n.name]]

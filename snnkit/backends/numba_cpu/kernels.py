@@ -94,9 +94,22 @@ class Latches(NamedTuple):
     take: Array  # int32: the place in the state that each unit takes up
 
 
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
+"""Nothing here allocates, so nothing has to be counted: references to the arrays of `Net` and
+`Work` were taken and given back around every call, which cost as much as a small node."""
+PART = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
 def kernel(function: F) -> F:
     """A part of the engine, called by compiled code only."""
-    part: F = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    part: F = njit(**PART)(function)
+    return part
+
+
+def inlined(function: F) -> F:
+    """A part that every node runs through: written into its callers, since passing `Net` and `Work`
+    takes longer than a small node does."""
+    part: F = njit(**PART, forceinline=True)(function)
     return part
 
 
@@ -111,7 +124,7 @@ def draw(random: Array, below: int) -> Any:
     return np.int64((s * np.uint64(2685821657736338717)) >> np.uint64(33)) % below
 
 
-@kernel
+@inlined
 def copy(source: Array, target: Array) -> None:
     """target[:] = source; written so, Numba would spend seconds on compiling the message of the
     error that different lengths raise."""
@@ -119,14 +132,14 @@ def copy(source: Array, target: Array) -> None:
         target[i] = source[i]
 
 
-@kernel
+@inlined
 def changed(net: Net, work: Work, n: int) -> None:
     """Tell the readers of node n to look again."""
     for i in range(net.nodes[n, READERS], net.nodes[n, READERS_END]):
         work.dirty[net.ints[i]] = 1
 
 
-@kernel
+@inlined
 def receive(net: Net, work: Work, n: int) -> bool:
     """Deliver to node n what changed at its inputs; False if nothing did."""
     if not work.dirty[n]:
@@ -145,7 +158,7 @@ def receive(net: Net, work: Work, n: int) -> bool:
     return True
 
 
-@kernel
+@inlined
 def silent(source: Array, told: Array, begin: int, end: int) -> bool:
     """Is there nothing new from begin to end? One vectorised look at a whole place."""
     now, before = source[begin:end], told[begin:end]
@@ -155,7 +168,7 @@ def silent(source: Array, told: Array, begin: int, end: int) -> bool:
     return bool(differs == 0)
 
 
-@kernel
+@inlined
 def cross_synapses(net: Net, work: Work, n: int) -> None:
     """Add difference * weights for each input unit that differs from its tracer."""
     p, ints, weights = net.nodes[n], net.ints, net.weights
@@ -202,7 +215,7 @@ def cross_synapses(net: Net, work: Work, n: int) -> None:
         changed(net, work, n)
 
 
-@kernel
+@inlined
 def take_charge(net: Net, work: Work, n: int) -> None:
     """A spike node learns its charge."""
     p, portion = net.nodes[n], work.portion[0]
@@ -216,7 +229,7 @@ def take_charge(net: Net, work: Work, n: int) -> None:
             told[i] = source[i]
 
 
-@kernel
+@inlined
 def recompute(net: Net, work: Work, n: int) -> bool:
     """A sum, a maximum or a readout, from the present values; False if it stays the same."""
     p, state = net.nodes[n], work.state
@@ -300,7 +313,7 @@ def barrier(net: Net, work: Work, latches: Latches) -> None:
         work.latched[u] = work.state[latches.take[u]]
 
 
-@kernel
+@inlined
 def direction(v: int, s: int, theta: int, lo: int, hi: int) -> int:
     """+1 where a neuron of charge v and tracer s is able to fire up, -1 where down, else 0."""
     return int((v >= theta * (s + 1)) & (s < hi)) - int((v < theta * s) & (s > lo))
@@ -369,7 +382,7 @@ def climb(net: Net, work: Work, n: int) -> bool:
     return moved
 
 
-@kernel
+@inlined
 def emit(work: Work, n: int, value: Array, u: int, new: int) -> None:
     """Neuron u sends new minus old as one message, counted as so many unit spikes."""
     spikes = new - value[u]
@@ -378,7 +391,7 @@ def emit(work: Work, n: int, value: Array, u: int, new: int) -> None:
     value[u] = new
 
 
-@kernel
+@inlined
 def settle_node(net: Net, work: Work, n: int) -> None:
     """One graded spike from each neuron, straight to the quiescent value of its charge."""
     if net.nodes[n, KIND] == LADDER:
@@ -389,7 +402,7 @@ def settle_node(net: Net, work: Work, n: int) -> None:
         changed(net, work, n)
 
 
-@kernel
+@inlined
 def settle_uniform(net: Net, work: Work, n: int) -> bool:
     p, units = net.nodes[n], net.nodes[n, UNITS]
     lo, hi = np.float64(p[LO]), np.float64(p[HI])
@@ -411,7 +424,7 @@ def settle_uniform(net: Net, work: Work, n: int) -> bool:
     return plus + minus > 0
 
 
-@kernel
+@inlined
 def settle_ladder(net: Net, work: Work, n: int) -> bool:
     p, ints, units = net.nodes[n], net.ints, net.nodes[n, UNITS]
     value = work.state[p[VALUE] : p[VALUE] + units]
@@ -430,7 +443,7 @@ def settle_ladder(net: Net, work: Work, n: int) -> bool:
     return plus + minus > 0
 
 
-@kernel
+@inlined
 def count_thresholds(net: Net, work: Work, n: int) -> None:
     """The cell of each neuron on a ladder: how many thresholds its charge has reached."""
     p, ints, units = net.nodes[n], net.ints, net.nodes[n, UNITS]
@@ -459,7 +472,7 @@ def count_thresholds(net: Net, work: Work, n: int) -> None:
         cell[u] = below
 
 
-@kernel
+@inlined
 def is_neuron(net: Net, n: int) -> bool:
     kind = net.nodes[n, KIND]
     return bool(kind == UNIFORM or kind == LADDER)
@@ -552,7 +565,7 @@ def disturb(net: Net, work: Work, n: int) -> bool:
     return active
 
 
-@kernel
+@inlined
 def inject(net: Net, work: Work, n: int, given: Array) -> None:
     """Node n has the value `given` in this window."""
     first, units = net.nodes[n, VALUE], net.nodes[n, UNITS]
@@ -627,7 +640,7 @@ def run_window(net: Net, work: Work, how: Array, x: Array, i: int) -> int:
     return 0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, **OPTIONS)  # type: ignore[untyped-decorator]
 def run_samples(
     net: Net,
     work: Work,
