@@ -248,21 +248,22 @@ def recompute(net: Net, work: Work, n: int) -> bool:
     first, index = net.ints[p[FIRST] : p[FIRST] + units + 1], net.ints[p[INDEX] :]
     multiplier = net.ints[p[MULTIPLIER] :]
     for u in range(units):
-        begin, end = first[u], first[u + 1]
+        # unsigned positions: none counts from the end
+        begin, end = np.uint32(first[u]), np.uint32(first[u + 1])
+        new = np.int32(0)
         if kind == MAX:
-            new = np.int64(state[index[begin]])
-            for i in range(begin + 1, end):
-                new = max(new, np.int64(state[index[i]]))
+            new = state[np.uint32(index[begin])]
+            for i in range(begin + np.uint32(1), end):
+                new = max(new, state[np.uint32(index[i])])
         elif kind == PRODUCT:
-            new = np.int64(state[index[begin]]) * np.int64(state[index[begin + 1]])
+            other = state[np.uint32(index[begin + np.uint32(1)])]
+            new = np.int32(state[np.uint32(index[begin])] * other)
         elif kind == WEIGHTED:
-            new = np.int64(0)
             for i in range(begin, end):
-                new += state[index[i]] * multiplier[i]
+                new += np.int32(state[np.uint32(index[i])] * multiplier[i])
         else:
-            new = np.int64(0)
             for i in range(begin, end):
-                new += state[index[i]]
+                new += state[np.uint32(index[i])]
         differs |= new ^ value[u]
         value[u] = new
     return differs != 0
@@ -459,17 +460,19 @@ def count_thresholds(net: Net, work: Work, n: int) -> None:
             for u in range(units):
                 cell[u] += np.int32(np.int32(charge[u] + bias[u]) >= threshold)
         return
-    for u in range(units):
-        v = charge[u] + bias[u]
-        ladder = p[THRESHOLDS] + row[u] * steps
-        below, above = np.int64(0), np.int64(steps)
-        while below < above:
-            middle = (below + above) >> 1
-            if v >= ints[ladder + middle]:
-                below = middle + 1
-            else:
-                above = middle
-        cell[u] = below
+    # binary search of all neurons together and without branches, which vectorises
+    cell[:] = 0
+    thresholds, most = ints[p[THRESHOLDS] :], np.uint32(steps)
+    half = np.uint32(1)
+    while half << np.uint32(1) <= most:
+        half <<= np.uint32(1)
+    while half > 0:
+        for u in range(units):
+            tried = np.uint32(cell[u]) + half
+            at = np.uint32(row[u]) * most + min(tried, most) - np.uint32(1)
+            reached = np.int32(charge[u] + bias[u]) >= thresholds[at]
+            cell[u] = tried if reached and tried <= most else np.uint32(cell[u])
+        half >>= np.uint32(1)
 
 
 @inlined
