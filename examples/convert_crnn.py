@@ -8,9 +8,13 @@ GRU, the mean over all elements, a dense head. Nothing of snnkit is in the netwo
 Writes model.onnx and net.onnx, and compares every spiking neuron on the test set, or on the first
 `--compare` samples of it.
 
-Seen with seed 0 on one thread; test samples are those of `sequence_data`, 0 neurons differ:
+Seen with seed 0 on one thread of a busy machine; 0 neurons differ everywhere:
 
-    task    float   255 levels  31      15      neurons compared   training
+    task    test samples  float   255 levels  31      15      neurons of how many  training
+    digits  397           0.9874  0.9874      0.9899  0.9874  3.4 M of all         7 s
+    rows    10,000        0.9889  0.9891      0.9889  0.9892  29 M of 1,000        61 s
+    fsdd    250           0.9920  0.9920      0.9920  0.9800  17 M of all          43 s
+    speech  800           0.8750  0.8712      0.8600  0.8550  40 M of all          51 s
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,20 @@ def test_the_script_trains_converts_and_compares(tmp_path: Path) -> None:
     assert right["quantised"] == right["spiking"] > 0.9
     graph = snnkit.load(tmp_path / "net.onnx")
     assert graph.steps == 8 and len(graph.of("latch")) == 1
+
+
+def test_a_crnn_is_trained_exported_and_converted(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    script = [sys.executable, "examples/convert_crnn.py", "--compare", "20", "--output"]
+    done = subprocess.run(
+        [*script, str(tmp_path)], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    right = [float(word) for word in re.findall(r"(?:float:|spiking) (0\.\d+)", done.stdout)]
+    assert len(right) == 4 and min(right) > 0.95
+    assert re.findall(r"neurons compared, (\d+) differ", done.stdout) == ["0", "0", "0"]
+    graph = snnkit.load(tmp_path / "net.onnx")
+    assert graph.of("unstack") and graph.of("stack") and graph.steps == 4
 
 
 @pytest.mark.parametrize("path", [p for p in SHIPPED if p not in LONG], ids=lambda p: p.stem)
