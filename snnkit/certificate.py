@@ -357,7 +357,7 @@ def quantisation_error(
     from snnkit.converters.float_model import FloatModel
     from snnkit.converters.frames import Frame
 
-    model = FloatModel(source)
+    model = FloatModel(source, x)
     if model.source_digest != graph.meta.get("source"):
         found["warning"] = "the source given is not the file that the network was converted from"
     model.fix_shapes(x)

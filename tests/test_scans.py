@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import snnkit
-from snnkit.converters import convert
+from snnkit.converters import convert, examine
 from snnkit.converters.float_model import FloatModel
 from snnkit.errors import UnsupportedModel
 from snnkit.reference import dense, input_counts
@@ -115,6 +115,25 @@ def test_a_scan_converts_exactly(gated: bool, way: int, axis: int, opset: int) -
         assert np.abs(found[port] - value).max() <= SHARE * np.ptp(value)
 
 
-def test_a_scan_of_open_length_is_refused_by_name() -> None:
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_scan_of_open_length_is_as_long_as_the_data(axis: int) -> None:
+    model, x = scanned(True, axis=axis, steps="time"), samples(axis)
+    graph = convert(model, x)
+    assert graph.meta["elements"] == f"{STEPS}, as in the data: 'scan (Scan)' runs over them"
+    assert graph.inputs[0].dims[axis] == STEPS
+    certificate = snnkit.verify(graph, x, source=model, modes=("settle",))
+    assert certificate.passed, certificate.first_difference
+    found = snnkit.compile(graph).run(x).outputs
+    for port, value in zip(("y", "hT"), floats(model, x), strict=True):
+        assert np.abs(found[port] - value).max() <= SHARE * np.ptp(value)
+    gap = np.abs(found["y"] - floats(model, x)[0]).max()
+    assert certificate.quantisation["largest_output_gap"] == pytest.approx(gap)
+
+
+@pytest.mark.parametrize("steps", ["", "time"])
+def test_a_scan_whose_length_nobody_knows_is_refused_by_name(steps: str) -> None:
     with pytest.raises(UnsupportedModel, match=r"'scan' \(Scan\).*fixed number of elements"):
-        convert(scanned(False, steps="time"), samples(0))
+        if steps:
+            examine(scanned(False, steps=steps))
+        else:
+            convert(scanned(False, steps=steps), samples(0))

@@ -185,7 +185,7 @@ def _loaded(model: Any, calibration: Any) -> FloatModel:
 
         if is_module(model):
             return FloatModel(export(model, calibration))
-    return FloatModel(model)
+    return FloatModel(model, calibration)
 
 
 def _build(source: FloatModel, given: dict[str, Array] | None, policy: Policy) -> Graph:

@@ -33,12 +33,22 @@ RUN_BYTES = 512 * 2**20
 """Bytes of intermediate tensors held at once while calibrating."""
 
 
+def _shapes_of(samples: Any, model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    named = samples if isinstance(samples, Mapping) else {}
+    if samples is not None and not named and model.graph.input:
+        named = {model.graph.input[0].name: samples}
+    return {name: np.shape(value) for name, value in named.items()}
+
+
 class FloatModel:
     """A float ONNX model: its nodes, its ports, shapes and constants, and a way to run it."""
 
-    def __init__(self, source: Any):
+    def __init__(self, source: Any, samples: Any = None):
+        """samples : data of the model, by input or of the first one; only shapes are looked at."""
         model, self.source_digest = read_source(source)
         self.model = self._own(model)
+        self.fixed = write_out_scans(self.model, _shapes_of(samples, self.model))
+        del self.model.graph.value_info[:]
         self.opset = next(
             (o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1
         )
@@ -48,13 +58,13 @@ class FloatModel:
         self.outputs = read_ports(self.model.graph.output)
         self.probes: tuple[Probe, ...] = (Probe(1, 1),)
         self.batch_is_free = False
-        self.lengths = self.fixed = ""
+        self.lengths = ""
         self.trace = Trace()
         self.static = self._independent_of_data()
 
     @staticmethod
     def _own(model: onnx.ModelProto) -> onnx.ModelProto:
-        """Inlined, without declared shapes, initialisers no longer among the inputs."""
+        """Inlined, initialisers no longer among the inputs."""
         try:
             model = onnx.inliner.inline_local_functions(model)
         except Exception as error:  # the inliner raises bare RuntimeErrors on damaged models
@@ -63,8 +73,6 @@ class FloatModel:
         inputs = [v for v in model.graph.input if v.name not in named]
         del model.graph.input[:]
         model.graph.input.extend(inputs)
-        write_out_scans(model)
-        del model.graph.value_info[:]
         # before version 4 an initialiser had to be an input too
         model.ir_version = max(model.ir_version, 4)
         return model

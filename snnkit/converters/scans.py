@@ -1,13 +1,13 @@
-"""A Scan over a fixed number of elements, written out: its body once per element.
+"""A Scan over a known number of elements, written out: its body once per element.
 
 What comes out is the form that exporters write who unroll: a one-shot graph in which every gate of
-every element is a node of its own. A Scan whose number of elements the file leaves open stays as it
-is, and is refused by the reader.
+every element is a node of its own. A number that the file leaves open is the data's, where it is a
+dimension of an input; a Scan whose number stays open is refused by the reader.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,17 @@ MOST_NODES = 20_000
 FORWARD = 0
 
 
-def write_out_scans(model: onnx.ModelProto) -> None:
-    """Replace, in place, every Scan of the graph that can be written out (operator set 9 on)."""
+def write_out_scans(model: onnx.ModelProto, given: Mapping[str, tuple[int, ...]]) -> str:
+    """Replace, in place, every Scan of the graph that can be written out (operator set 9 on).
+
+    given : shapes of the data by input, as far as there are any. Returns what they have fixed, if
+    anything.
+    """
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     graph = model.graph
     if opset < 9 or not any(n.op_type == "Scan" for n in graph.node):
-        return
+        return ""
+    fixed = _fix_elements(model, opset, given)
     sizes = _sizes(model)
     room, nodes = MOST_NODES, []
     for node in graph.node:
@@ -38,24 +43,40 @@ def write_out_scans(model: onnx.ModelProto) -> None:
     kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
     del graph.node[:]
     graph.node.extend(kept)
+    return fixed
 
 
-def _sizes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Dimensions of every tensor as far as they can be inferred; 0 where open."""
+def _fix_elements(model: onnx.ModelProto, opset: int, given: Mapping[str, tuple[int, ...]]) -> str:
+    """Give the dimensions that a Scan runs over the sizes that the data have."""
+    sizes, found = _sizes(model), ""
+    scans = [_Scan(n, sizes, opset) for n in model.graph.node if n.op_type == "Scan"]
+    symbols = {size: s.label for s in scans for size in s.sizes if isinstance(size, str) and size}
+    for port in model.graph.input:
+        shape, dims = given.get(port.name, ()), port.type.tensor_type.shape.dim
+        for dim, size in zip(dims, shape if len(shape) == len(dims) else (), strict=False):
+            if dim.dim_param in symbols:
+                found = f"{size}, as in the data: '{symbols[dim.dim_param]}' runs over them"
+                dim.dim_value = size
+    return found
+
+
+def _sizes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
+    """Dimensions of every tensor as far as they can be inferred; a name or "" where open."""
     try:
         inferred = onnx.shape_inference.infer_shapes(model).graph
     except Exception:  # a damaged model: whoever runs it says what is wrong
         inferred = model.graph
-    found = {t.name: list(t.dims) for t in inferred.initializer}
+    found: dict[str, list[int | str]] = {t.name: list(t.dims) for t in inferred.initializer}
     for value in (*inferred.input, *inferred.value_info):
-        found[value.name] = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        found[value.name] = [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
     return found
 
 
 class _Scan:
-    """One Scan. steps : its number of elements, 0 where it cannot be told or written out."""
+    """One Scan. sizes : the dimensions that it runs over. steps : its number of elements, 0 where
+    it cannot be told or written out."""
 
-    def __init__(self, node: onnx.NodeProto, sizes: dict[str, list[int]], opset: int):
+    def __init__(self, node: onnx.NodeProto, sizes: dict[str, list[int | str]], opset: int):
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         self.node, self.opset, self.body = node, opset, attrs["body"]
         scanned = int(attrs["num_scan_inputs"])
@@ -69,14 +90,16 @@ class _Scan:
         self.label = f"{name} (Scan)"  # begins every name: a refusal then says where to look
         self.arrays: list[onnx.TensorProto] = []
         nested = any(a.HasField("g") for n in self.body.node for a in n.attribute)
-        self.steps = 0 if nested else self._count(sizes)
+        self.sizes = self._scanned(sizes)
+        same = len(self.sizes) == 1 and not nested
+        self.steps = next((n for n in self.sizes if same and isinstance(n, int)), 0)
 
-    def _count(self, sizes: dict[str, list[int]]) -> int:
-        found = set()
+    def _scanned(self, sizes: dict[str, list[int | str]]) -> set[int | str]:
+        found: set[int | str] = set()
         for name, axis in zip(self.node.input[self.states :], self.axes, strict=True):
             dims = sizes.get(name, [])
-            found.add(dims[axis] if -len(dims) <= axis < len(dims) else 0)
-        return found.pop() if len(found) == 1 else 0
+            found.add(dims[axis] if -len(dims) <= axis < len(dims) else "")
+        return found
 
     def array(self, name: str, value: Any) -> str:
         label = f"{self.label}/{name}"
