@@ -125,6 +125,17 @@ def take_samples(b: Boundary, x: npt.NDArray[Any], chosen: Any) -> npt.NDArray[A
     return x[(slice(None),) * b.batch + (chosen,)]
 
 
+def first_samples(graph: Graph, samples: Any, count: int) -> dict[str, npt.NDArray[Any]]:
+    """The first `count` samples by input name, wherever each input has its batch axis."""
+    boundaries = {b.name: b for b in graph.inputs}
+    return {
+        name: take_samples(boundaries[name], array, slice(count))
+        if name in boundaries
+        else array[:count]
+        for name, array in as_inputs(graph, samples).items()
+    }
+
+
 def quantise(b: Boundary, node: Node, x: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """q = clip(rint((x - offset) / scale), lo, hi) in float32, as QuantizeLinear computes it.
 

@@ -63,6 +63,7 @@ def _load(path: str) -> Graph:
 
 
 def convert(a: argparse.Namespace) -> int:
+    from snnkit.boundary import first_samples
     from snnkit.certificate import verify
     from snnkit.converters import Timing, convert
     from snnkit.converters.nir_time import is_nir
@@ -92,10 +93,12 @@ def convert(a: argparse.Namespace) -> int:
     text = f"{data['neurons']:,} spiking neurons, {data['macs']:,} MACs dense"
     if from_nir:
         say(f"steps of {graph.meta['dt']} s ({graph.meta['time']})")
+    if "elements" in graph.meta:
+        say(f"number of elements fixed: {graph.meta['elements']}")
     if a.verify and calibration is None:
         say("not verified: no --calibration to verify on")
     elif a.verify:
-        some = _first(calibration, a.verify)
+        some = first_samples(graph, calibration, a.verify)
         certificate = verify(graph, some, source=None if from_nir else a.model)
         data["certificate"] = json.loads(certificate.to_json())
         text = f"{certificate_text(certificate)}\n{text}"
@@ -106,12 +109,6 @@ def convert(a: argparse.Namespace) -> int:
     save(graph, a.output)
     _print(a, data, f"{text}\nwrote {a.output}")
     return 0
-
-
-def _first(samples: Any, count: int) -> Any:
-    if isinstance(samples, dict):
-        return {k: v[:count] for k, v in samples.items()}
-    return samples[:count]
 
 
 def verify(a: argparse.Namespace) -> int:

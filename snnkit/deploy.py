@@ -32,8 +32,8 @@ from snnkit.boundary import (
     LENGTHS,
     as_inputs,
     counts_of,
+    first_samples,
     read_out,
-    take_samples,
     tensor_axes,
 )
 from snnkit.errors import SnnkitError, UnsupportedByBackend, UsageError
@@ -112,7 +112,8 @@ def _contents(
     graph: Graph, report: Fit, samples: Any, name: str
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     target = report.target.name
-    x = as_inputs(graph, random_samples(graph) if samples is None else _first(graph, samples))
+    given = random_samples(graph) if samples is None else first_samples(graph, samples, GOLDEN)
+    x = as_inputs(graph, given)
     counts = counts_of(graph, x)
     values = dense(graph, counts)
     layers = graph.of("spike", "lif")
@@ -178,17 +179,6 @@ def random_samples(graph: Graph, seed: int = 0) -> dict[str, Array]:
     if graph.lengths:
         found[graph.lengths] = rng.integers(1, steps + 1, GOLDEN).astype(np.int32)
     return found
-
-
-def _first(graph: Graph, samples: Any) -> dict[str, Array]:
-    checked = as_inputs(graph, samples)
-    boundaries = {b.name: b for b in graph.inputs}
-    return {
-        name: take_samples(boundaries[name], array, slice(GOLDEN))
-        if name in boundaries
-        else array[:GOLDEN]
-        for name, array in checked.items()
-    }
 
 
 def _time_steps(graph: Graph, x: Mapping[str, Array]) -> int:

@@ -201,6 +201,17 @@ def test_an_open_number_of_elements_is_fixed_by_the_data(head: Any) -> None:
         snnkit.compile(graph, "numba").run(s.given["x"][:5])
 
 
+def test_the_command_line_says_that_the_data_fixed_the_length(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, s = open_length(mean)
+    onnx.save(model, tmp_path / "open.onnx")
+    np.save(tmp_path / "x.npy", s.given["x"])
+    source, net, x = (str(tmp_path / n) for n in ("open.onnx", "net.onnx", "x.npy"))
+    assert main(["convert", source, "-o", net, "--calibration", x, "--verify", "2"]) == 0
+    assert "number of elements fixed: 6, as in the data" in capsys.readouterr().err
+
+
 def two_lengths() -> tuple[onnx.ModelProto, Sequences]:
     s = Sequences(np.random.default_rng(0))
     y = s.op("Squeeze", [s.recurrent("GRU", s.sequence(), s.features, 4)[0], axes(s, 1)])[0]
