@@ -58,14 +58,17 @@ def test_what_torch_cannot_export_is_refused_in_one_line() -> None:
 def test_what_a_recurrent_module_cannot_is_refused_by_name() -> None:
     """The GRU itself converts (tests/test_recurrent_import.py)."""
 
-    class Mean(torch.nn.Module):
+    class Pyramid(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.gru = torch.nn.GRU(3, 4, batch_first=True)
+            self.upper = torch.nn.GRU(4, 4, batch_first=True)
 
         def forward(self, x):
-            return self.gru(x)[0].mean(1)
+            return self.upper(self.gru(x)[0][:, ::2])[0]
 
     x = np.random.default_rng(0).normal(size=(8, 5, 3)).astype(np.float32)
-    with pytest.raises(UnsupportedModel, match=r"\(ReduceMean\).*elements of a sequence"):
-        snnkit.convert(Mean(), x)
+    with pytest.raises(
+        UnsupportedModel, match=r"\(GRU\).*of 3 elements, another operator one of 5"
+    ):
+        snnkit.convert(Pyramid(), x)

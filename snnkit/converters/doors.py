@@ -106,11 +106,24 @@ def with_doors(ops: tuple[Op, ...], doors: Doors, graph: onnx.GraphProto) -> tup
             if name in doors.made and name not in standing:
                 standing.add(name)
                 tensor, kind = doors.made[name]
-                proto = helper.make_node("Identity", [tensor], [name], name=name)
                 door = replace(op, name=name, op=kind, inputs=(tensor,), outputs=(name,))
-                found.append(replace(door, attrs={}, proto=proto))
+                found.append(replace(door, attrs={}, proto=_identity(tensor, name)))
         found.append(replace(op, inputs=reads))
-    nodes = [onnx.NodeProto.FromString(op.proto.SerializeToString()) for op in found]
+    _write(doors, graph)
+    return tuple(found)
+
+
+def _write(doors: Doors, graph: onnx.GraphProto) -> None:
+    """Put the Identity of each door behind the node that makes what it reads, else in front."""
+    waiting = {tensor: name for name, (tensor, _) in doors.made.items()}
+    computed = {o for node in graph.node for o in node.output}
+    nodes = [_identity(t, name) for t, name in waiting.items() if t not in computed]
+    for node in graph.node:
+        nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+        nodes += [_identity(o, waiting[o]) for o in node.output if o in waiting]
     del graph.node[:]
     graph.node.extend(nodes)
-    return tuple(found)
+
+
+def _identity(tensor: str, name: str) -> onnx.NodeProto:
+    return helper.make_node("Identity", [tensor], [name], name=name)

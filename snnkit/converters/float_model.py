@@ -37,7 +37,8 @@ def _shapes_of(samples: Any, model: onnx.ModelProto) -> dict[str, tuple[int, ...
     named = samples if isinstance(samples, Mapping) else {}
     if samples is not None and not named and model.graph.input:
         named = {model.graph.input[0].name: samples}
-    return {name: np.shape(value) for name, value in named.items()}
+    # what is no array is refused later, by name
+    return {name: tuple(getattr(value, "shape", ())) for name, value in named.items()}
 
 
 class FloatModel:
