@@ -24,13 +24,18 @@ SHIPPED = sorted((ROOT / "examples").glob("sequence_*.onnx"))
 LONG = [p for p in SHIPPED if p.stem.endswith("784")]
 
 
-def test_the_script_trains_converts_and_compares(tmp_path: Path) -> None:
+def run(*arguments: str) -> str:
+    """What an example prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    script = [sys.executable, "examples/train_sequences.py", "--task", "digits", "--output"]
     done = subprocess.run(
-        [*script, str(tmp_path)], capture_output=True, text=True, env=environment, cwd=ROOT
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_script_trains_converts_and_compares(tmp_path: Path) -> None:
+    run("examples/train_sequences.py", "--task", "digits", "--output", str(tmp_path))
     found = json.loads((tmp_path / "result.json").read_text())
     network = found["network"]
     assert found["test samples"] == 397 and network["neurons"] == 397 * 8 * 5 * 32
@@ -44,15 +49,10 @@ def test_the_script_trains_converts_and_compares(tmp_path: Path) -> None:
 
 
 def test_a_crnn_is_trained_exported_and_converted(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    script = [sys.executable, "examples/convert_crnn.py", "--compare", "20", "--output"]
-    done = subprocess.run(
-        [*script, str(tmp_path)], capture_output=True, text=True, env=environment, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    right = [float(word) for word in re.findall(r"(?:float:|spiking) (0\.\d+)", done.stdout)]
+    printed = run("examples/convert_crnn.py", "--compare", "20", "--output", str(tmp_path))
+    right = [float(word) for word in re.findall(r"(?:float:|spiking) (0\.\d+)", printed)]
     assert len(right) == 4 and min(right) > 0.95
-    assert re.findall(r"neurons compared, (\d+) differ", done.stdout) == ["0", "0", "0"]
+    assert re.findall(r"neurons compared, (\d+) differ", printed) == ["0", "0", "0"]
     graph = snnkit.load(tmp_path / "net.onnx")
     assert graph.of("unstack") and graph.of("stack") and graph.steps == 4
 
