@@ -16,6 +16,7 @@ from snnkit.cli import main
 from snnkit.energy import counted_energy
 from snnkit.errors import UsageError
 from snnkit.fit import Fit, fit, fit_text
+from snnkit.fit.numbers import thresholds
 from snnkit.fit.partition import LIMITS
 from snnkit.graph import Graph, make_node
 from snnkit.ops import TABLE
@@ -324,3 +325,11 @@ def test_the_picture(net, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(arguments) == 5
     assert "pip install 'snnkit[plot]'" in capsys.readouterr().err and not path.exists()
+
+
+def test_a_threshold_that_every_charge_has_reached_is_just_out_of_reach() -> None:
+    x = make_node("x", "input", attrs={"shape": (2,), "lo": 0, "hi": 255})
+    always, never = -(2**31) + 1, 2**31 - 1
+    params = {"init": np.int32(0), "thresholds": np.array([always, 7, never])}
+    node = make_node("s", "spike", [x], params, {"kind": "ladder", "lo": -1, "hi": 2})
+    assert thresholds(node)[0] == (-node.peak - 1, node.peak + 1)

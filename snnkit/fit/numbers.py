@@ -44,8 +44,13 @@ def message_bits(node: Node) -> int:
 
 
 def thresholds(node: Node) -> tuple[Range, Range]:
-    """(least, largest) threshold and bias of a neuron; zeros where it has none."""
-    found = [node.params[k] for k in ("theta", "thresholds") if k in node.params]
+    """(least, largest) threshold and bias of a neuron; zeros where it has none.
+
+    A threshold of a ladder that every charge has reached, or none can, counts as just out of reach.
+    """
+    found = [node.params["theta"]] if "theta" in node.params else []
+    if "thresholds" in node.params:
+        found.append(node.params["thresholds"].clip(-node.peak - 1, node.peak + 1))
     biases = [node.params[k] for k in ("init", "bias") if k in node.params]
     return _range(found), _range(biases)
 
