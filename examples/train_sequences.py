@@ -24,9 +24,8 @@ kws measured last, the others with an earlier state of this script):
     kws         0.8680  0.8680                230 s / 120 s
     ecg         0.8656  0.8645                 30 s / 43 s     (share of labelled steps)
 
-Neurons were compared on all test samples; for the two tasks of 784 elements those are 10,000
-images, 2.60 (smnist784) and 2.38 (psmnist784) thousand million neurons, onnxruntime's outputs there
-on 1,000 images.
+Neurons, and onnxruntime's outputs, were compared on all test samples; for the two tasks of 784
+elements those are 10,000 images, 2.60 (smnist784) and 2.38 (psmnist784) thousand million neurons.
 With the recurrence cut, each state computed from a state of zero, the float networks have 0.285 and
 0.892 on the first 4,000. The reference network of MLPerf Tiny has 0.898 on kws's test inputs; a
 ridge regression on the training clips of kws 0.264 to 0.406 (penalties 1000 to 10).
