@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import helper
 
-from snnkit.converters.axes import RECURRENT
 from snnkit.converters.frames import Frame, Refusal
 from snnkit.converters.operators import Op
+from snnkit.sweeps import DOORS
 
 if TYPE_CHECKING:
     from snnkit.converters.float_model import FloatModel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SPATIAL = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 POSTED = ("Softmax", "LogSoftmax")
 BROADCAST = ("Add", "Sub", "Mul", "Div", "Sum", "PRelu", "Concat")
-STACK, UNSTACK = "stack", "unstack"
+STACK, UNSTACK = DOORS
 
 
 @dataclass
@@ -49,7 +49,7 @@ def across(model: FloatModel, op: Op, frames: Mapping[str, Frame]) -> bool:
     """Whether the operator works along the elements of a sequence, or has something else to do with
     each of them."""
     timed = [n for n in op.inputs if n in frames and frames[n].time is not None]
-    if not timed or op.op in RECURRENT or frames[timed[0]].merged:
+    if not timed or frames[timed[0]].merged:
         return False
     name = timed[0]
     frame, rank = frames[name], len(model.shapes[name])
